@@ -1,6 +1,6 @@
 """Every way to say which checkpoint is meant, and the one place that reads it.
 
-Beside its full name a checkpoint may be given without its block where every block is meant ("attn.ckpt_pattern"), by
+Beside its full name a checkpoint may be given without its block if every block is meant ("attn.ckpt_pattern"), by
 its last part alone ("pattern"), with a block that is counted from the end ("blocks.-1.resid_post"), as a tuple
 (("pattern", 0)), or by another library's name: a hook of HookedTransformer (of a model whose weights were not folded)
 or the path of a transformers module, which stands for its output. A name of another library is accepted only if it
@@ -151,7 +151,7 @@ def _short(last: str) -> str:
 def _in_block(given: str, schema: Schema) -> str | None:
     """The checkpoint of a block that "attn.ckpt_z", "attn.hook_z", "hook_z" or "z" means; None if it is not one.
 
-    The part before the last may be left out where only one checkpoint of a block has that last part.
+    The part before the last may be left out if only one checkpoint of a block has that last part.
     """
     layer, _, last = given.rpartition(".")
     found = [kind for kind in schema.in_blocks if _short(kind.rpartition(".")[2]) == _short(last)]

@@ -5,7 +5,7 @@ pattern gets them computed beside the fused call, which still makes the output; 
 this layer down the explicit path. Both paths do what transformers' sdpa and eager attention do, operation for
 operation.
 
-Where several queries share a head of keys and values (Ainslie et al. 2023, arXiv:2305.13245), transformers has three
+If several queries share a head of keys and values (Ainslie et al. 2023, arXiv:2305.13245), transformers has three
 ways to the fused kernel, which round differently: the kernel's own, one in which the queries that share a head lie in
 its place of positions, and repeated keys and values. Which of them is taken depends on the mask and on how many
 queries there are, and is so here.

@@ -17,8 +17,8 @@ MODEL: Mapping[str, str] = {
     "run_with_hooks": "model.run_with_ckpts(inputs, edits=[pl.Edit.zero('blocks.0.attn.ckpt_z', heads=3)])",
     "add_hook": "model.get_submodule('blocks.0.resid_post').register_forward_hook(hook)",
     "add_perma_hook": "model.get_submodule('blocks.0.resid_post').register_forward_hook(hook)",
-    "reset_hooks": "handle.remove(), where a hook was registered; run_with_ckpts leaves nothing behind",
-    "remove_all_hook_fns": "handle.remove(), where a hook was registered; run_with_ckpts leaves nothing behind",
+    "reset_hooks": "handle.remove(), if a hook was registered; run_with_ckpts leaves nothing behind",
+    "remove_all_hook_fns": "handle.remove(), if a hook was registered; run_with_ckpts leaves nothing behind",
     "hooks": "model.run_with_ckpts(inputs, edits=[pl.Edit.zero('blocks.0.attn.ckpt_z', heads=3)])",
     "hook_dict": "model.ckpt_names",
     "hook_points": "model.ckpt_names",
@@ -310,7 +310,7 @@ PACKAGE: Mapping[str, str] = {
 
 
 def unknown_attribute(owner: str, name: str, elsewhere: Mapping[str, str], here: str = "") -> AttributeError:
-    """The error for an attribute that something does not have, with what to use instead where that is known.
+    """The error for an attribute that something does not have, with what to use instead if that is known.
 
     `owner` is who was asked, such as "'ActivationCkpts' object"; `here` is written in the place of `{here}`.
     """

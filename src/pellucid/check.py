@@ -20,7 +20,7 @@ from pellucid.errors import InputError, PellucidError, WeightsError, nearest, sh
 
 
 def attribute(of: object, name: str, default: Any = None) -> Any:
-    """An attribute of an object that is not ours; the default also where reading it raises, as properties may."""
+    """An attribute of an object that is not ours; the default even if reading it raises, as properties may."""
     try:
         return getattr(of, name, default)
     except Exception:  # whatever a foreign property or `__getattr__` raises

@@ -100,7 +100,7 @@ def as_names(given: object) -> tuple[str, ...]:
 
 
 def _whole(name: str, value: Any, expected: str) -> int:
-    """A whole number, also where JSON has it with a point, such as 3.0."""
+    """A whole number, even if JSON has it with a point, such as 3.0."""
     whole, real = as_whole(value), as_number(value)
     if whole is None and real is not None and real.is_integer():
         return int(real)

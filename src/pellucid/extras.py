@@ -13,7 +13,7 @@ _EXTRAS = {
     "transformers": "hf", "starlette": "view", "uvicorn": "view", "sklearn": "view",
     "zarr": "corpus", "fsspec": "corpus", "pyarrow": "corpus", "ray": "ray",
 }  # fmt: skip
-"""Package -> what installs it, where that is not `stats`."""
+"""Package -> what installs it, if that is not `stats`."""
 
 
 def need(module: str, by: str, *names: str) -> Any:

@@ -69,7 +69,7 @@ class Span:
     ids: Tensor  # [B, P]
     first: int = -1  # the first block; -1 begins with the embeddings
     last: int = 1 << 30  # the last block; `n_layer` ends with the logits
-    residual: Tensor | None = None  # what enters the first block, where it is not the embeddings' sum
+    residual: Tensor | None = None  # what enters the first block, if it is not the embeddings' sum
     step: int = 1  # the logits of every so many-th token are computed; 1 for all
     # end the last block where attention was added, if the model has such a place: nothing after it is computed
     half: bool = False

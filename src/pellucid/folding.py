@@ -55,7 +55,7 @@ class Folded:
         return (self.b_U if name == "unembed.b_U" else self.model.parameter(name)).detach().clone()
 
     def logits(self, inputs: Inputs, *, mask: Any = None) -> Tensor:
-        """Logits [B, P, V]; those of the original, each token's moved by one number where the head was centred."""
+        """Logits [B, P, V]; those of the original, each token's moved by one number if the head was centred."""
         with torch.no_grad():
             return self.model(inputs, mask=mask) + self.b_U
 
@@ -68,7 +68,7 @@ class Folded:
             The largest difference in nats.
 
         Raises:
-            NumericsError: It is more than 1e-10, or weights differ: one of the two models was changed since.
+            NumericsError: If it is more than 1e-10, or weights differ: one of the two models was changed since.
         """
         again = _folded(self.of, self.steps)
         own = {**self.model.state_dict(), "unembed.b_U": self.b_U}
@@ -116,8 +116,8 @@ def fold(
             singular values; W_O has those of W_OV.
 
     Raises:
-        InputError: Rotated queries and keys, or heads that share keys, which cannot be refactored; or a bias that
-            is read by a matrix without a bias.
+        InputError: If queries and keys are rotated or heads share keys, which cannot be refactored, or a matrix
+            without a bias would have to read one.
 
     Example:
         >>> import pellucid as pl

@@ -113,7 +113,7 @@ class GenerationSettings:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The fields that count with `sampler="file"` only, where they differ from transformers' default."""
+        """The fields that count with `sampler="file"` only, if they differ from transformers' default."""
         return self._changed(SAMPLING)
 
     @property

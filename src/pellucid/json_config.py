@@ -48,7 +48,7 @@ class Fields:
     activation: str  # the field that names the activation function
     epsilon: str  # the field that holds what norms add below the root
     width: str  # the field that holds the width of the residual stream
-    # other spellings that transformers accepts; where both are given the synonym wins, as it does there
+    # other spellings that transformers accepts; if both are given the synonym wins, as it does there
     synonyms: Mapping[str, str]
     # fields that transformers reads, or once read, and that never change what its class computes
     neutral: frozenset[str]
@@ -210,9 +210,9 @@ class Config:
 
     @classmethod
     def _without_nulls(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The fields without flags and rates that are null where the default is false or 0, as in transformers 4.
+        """The fields without flags and rates that are null if the default is false or 0, as in transformers 4.
 
-        Where the default is something else, null is ambiguous, and is refused.
+        If the default is something else, null is ambiguous, and is refused.
         """
         read = (*cls.about.flags, *cls.about.numbers)
         off = {f.name for f in fields(cast(Any, cls)) if f.name in read and not f.default}
@@ -220,12 +220,12 @@ class Config:
 
     @classmethod
     def _settled(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The fields as this class declares them, where a file has other words for several together."""
+        """The fields as this class declares them, if a file has other words for several together."""
         return given
 
     @classmethod
     def _stated(cls, given: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Fields that replace some of `own`, as this class declares them, where older files have other words."""
+        """Fields that replace some of `own`, as this class declares them, if older files have other words."""
         return given
 
     @classmethod
@@ -251,8 +251,8 @@ class Config:
             **overrides: Any field of this class, or one that transformers knows to be neutral.
 
         Raises:
-            ConfigError: An override that does not exist or cannot be.
-            NotFoundError: No such folder or repository.
+            ConfigError: If an override does not exist or is out of range.
+            NotFoundError: If there is no such folder or repository.
         """
         published = cls.about.published.get(str(name)) or hub.read_config(name)
         return cls.from_dict(published, ignore=ignore_config).override(**overrides)
@@ -261,7 +261,7 @@ class Config:
         """This configuration with some fields replaced; checks them like `from_dict`.
 
         Raises:
-            ConfigError: A field that does not exist: what a file may hold unread is a spelling mistake here.
+            ConfigError: If a field does not exist: what a file may hold unread is a spelling mistake here.
         """
         own = self.to_dict()
         given = self._stated(overrides, own)

@@ -33,7 +33,7 @@ class Place:
 
 
 class Transform(Protocol):
-    """Theirs to ours and back. `to_ours` copies only where memory must be rearranged."""
+    """Theirs to ours and back. `to_ours` copies only if memory must be rearranged."""
 
     def shapes(self, place: Place) -> tuple[Shape, ...]:
         """The shapes of their tensors that make the one of ours."""
@@ -280,7 +280,7 @@ def matrix(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """A tensor from whose two sizes those of a model are read.
 
     Raises:
-        KeyError: It is not there, has another number of axes, or is empty.
+        KeyError: If it is not there, has another number of axes, or is empty.
     """
     tensor = tensors[name]
     if tensor.dim() != 2 or not tensor.numel():
@@ -292,7 +292,7 @@ def embedded(theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> Tensor:
     """The token embedding among tensors of a layout, or the head if that is all there is [V, D].
 
     Raises:
-        KeyError: Neither is there, or it is no matrix.
+        KeyError: If neither is there, or it is no matrix.
     """
     return matrix(theirs, names[EMBED] if names[EMBED] in theirs else names[HEAD])
 
@@ -301,7 +301,7 @@ def blocks_in(names: Collection[str]) -> int:
     """How many blocks tensors of these names have: one more than the largest number in them, 0 without any.
 
     Raises:
-        KeyError: There are fewer names than that, so blocks are missing; a name may state any number.
+        KeyError: If there are fewer names than that, so blocks are missing; a name may state any number.
     """
     numbers = (int(number) for name in names for number in re.findall(r"\.(\d{1,18})(?:\.|$)", name))
     count = max(numbers, default=-1) + 1

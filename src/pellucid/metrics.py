@@ -101,7 +101,7 @@ def logit_difference(
         pos: Where: negative from the end of each text, else from its first token.
 
     Raises:
-        InputError: Neither two tokens nor a list of pairs; when it is called, a string of several tokens.
+        InputError: If it is neither two tokens nor a list of pairs; when called, if a string is several tokens.
 
     Example:
         >>> import pellucid as pl

@@ -125,7 +125,7 @@ def ids_for(model: CkptedTransformer) -> Tensor:
 
 
 def _attention_of(model: CkptedTransformer) -> str:
-    """The attention to run: the model's own, but explicit where the fused kernel could hide a NaN of the weights.
+    """The attention to run: the model's own, but explicit if the fused kernel could hide a NaN of the weights.
 
     In float64 transformers cannot run its explicit attention with `reorder_and_upcast_attn`.
     """
@@ -254,7 +254,7 @@ def load(
             torch.dtype.
         attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
         numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them;
-            "packed" also keeps second copies of the weights where they save time; "bfloat16" multiplies by the weights
+            "packed" also keeps second copies of the weights if they save time; "bfloat16" multiplies by the weights
             in bfloat16.
         config: What the model is, for a file that does not say: a configuration of ours or of transformers', or the
             path of a `config.json`; a mapping replaces single fields of what the file says.
@@ -262,9 +262,9 @@ def load(
         hub: Revision, cache, token and offline switch of the hub.
 
     Raises:
-        NotFoundError: No such file, folder or repository.
-        WeightsError: Weights that cannot be read or explained.
-        ConfigError: A configuration that cannot be or is not implemented.
+        NotFoundError: If there is no such file, folder or repository.
+        WeightsError: If the weights cannot be read or explained.
+        ConfigError: If the configuration cannot be or is not implemented.
 
     Example:
         >>> import pellucid as pl
@@ -298,9 +298,9 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
         numerics: As for `load`.
 
     Raises:
-        WeightsError: Another class; a part, forward, hook, constant or tensor that cannot be carried over; or logits
-            that differ, with the checkpoint at which the two part.
-        ConfigError: A configuration that is not implemented.
+        WeightsError: If it is of another class, a part, forward, hook, constant or tensor cannot be carried over, or
+            the logits differ; the error names the checkpoint at which the two part.
+        ConfigError: If the configuration is not implemented.
 
     Example:
         >>> import pellucid as pl
@@ -315,14 +315,14 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
 
 @named_arguments(CONVERTING)
 def to_hf(model: CkptedTransformer | torch.nn.Module) -> PreTrainedModel:
-    """A transformers model with equal tensors, such as a `GPT2LMHeadModel`, tied where `model` is.
+    """A transformers model with equal tensors, such as a `GPT2LMHeadModel`, tied if `model` is.
 
     It attends explicitly (`attn_implementation="eager"`) if `model` does.
 
     At the end both are run once on a few ids, and are equal to the bit.
 
     Raises:
-        WeightsError: No model of ours, or it was changed since it was built (hooks, patches, other modules or
+        WeightsError: If it is no model of ours, or was changed since it was built (hooks, patches, other modules or
             constants), or logits differ.
         MissingExtraError: transformers is not installed, or cannot be imported.
     """

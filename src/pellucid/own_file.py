@@ -4,7 +4,7 @@ Beside the tensors, the metadata hold a description in JSON and a SHA-256 over i
 noticed on reading. Files that earlier versions wrote have no digest and are read all the same.
 
 The data are aligned for torch's kernels. torch multiplies a single row by a float32 matrix with other kernels, and so
-other last bits, where the matrix does not begin on a 16-byte boundary, and tensors are mapped from the file as they lie
+other last bits, if the matrix does not begin on a 16-byte boundary, and tensors are mapped from the file as they lie
 there. So the header is padded with spaces, as the format allows (https://github.com/huggingface/safetensors#format),
 until the data begin on a 64-byte boundary, and tensors whose sizes are multiples of 64 come first. For widths that are
 multiples of 16 that is the order, and the data are the bytes, of the safetensors library itself.

@@ -43,7 +43,7 @@ def state_of(modules: Iterable[nn.Module]) -> tuple[tuple[int, int], ...]:
     parameters = [p for module in modules if module._parameters for p in module._parameters.values() if p is not None]
     try:
         return tuple([(parameter.data_ptr(), parameter._version) for parameter in parameters])
-    except RuntimeError:  # raised where torch does not count
+    except RuntimeError:  # raised if torch does not count
         return tuple([(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters])
 
 

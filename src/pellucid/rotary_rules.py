@@ -24,7 +24,7 @@ class Rule(NamedTuple):
 
     @property
     def turned(self) -> int:
-        """How many entries turn: the last pair is a whole one where the width is odd."""
+        """How many entries turn: the last pair is a whole one if the width is odd."""
         return self.width + self.width % 2
 
 
@@ -200,7 +200,7 @@ _NUMBERS = (
 
 
 def _number(name: str, value: Any) -> float | int:
-    """A number above 0, whole where it is whole: products of whole numbers may round otherwise."""
+    """A number above 0, whole if it is whole: products of whole numbers may round otherwise."""
     found = read_number(name, value, math.inf)
     if not found:
         raise ConfigError(

@@ -37,7 +37,7 @@ class Point:
     parameters: tuple[str, ...] = ()  # which parameters make it, by their names in a block or whole
     # the size that its head axis has, if it has one: of queries, or of keys and values, which may be fewer
     heads: Literal["head", "head_kv"] = "head"
-    # the point of its block that is read for it, where that is not the last one before with the axes read
+    # the point of its block that is read for it, if that is not the last one before with the axes read
     reads: str = ""
 
 
@@ -190,7 +190,7 @@ class Schema:
         return not (beside and self.is_parallel(int(place[1])))
 
     def length_of(self, axis: str, point: Point) -> int:
-        """The length of an axis of a point, where the model decides it."""
+        """The length of an axis of a point, if the model decides it."""
         return self.sizes[point.heads if axis == Axis.HEAD else axis]
 
     def dims(self, name: str) -> list[str]:
@@ -244,7 +244,7 @@ class Schema:
 
 
 def unembedding(*, tied: bool) -> Parameter:
-    """`W_U`, which is the embedding where the two are tied."""
+    """`W_U`, which is the embedding if the two are tied."""
     stored_in = "embed.W_E" if tied else "unembed.W_U"
     return Parameter("unembed.W_U", ("d_model", "d_vocab"), stored_in, in_memory=("d_vocab", "d_model"))
 

@@ -76,9 +76,9 @@ def direct(
         there is none. An edited run has the entry "edits", what edits added between the parts. Pads are NaN.
 
     Raises:
-        UnknownNameError: A checkpoint that is needed was not captured.
-        InputError: A target that does not fit, edits behind the stream, or a model that is not the run's.
-        NumericsError: A part is not finite, or the parts do not sum to the whole although no edit was made.
+        UnknownNameError: If a checkpoint that is needed was not captured.
+        InputError: If the target does not fit, edits are behind the stream, or the model is not the run's.
+        NumericsError: If a part is not finite, or the parts do not sum to the whole although no edit was made.
         MissingExtraError: xarray is not installed.
 
     Example:
@@ -208,9 +208,9 @@ def sources(
         keys that the query cannot see.
 
     Raises:
-        UnknownNameError: A checkpoint that is needed was not captured.
-        InputError: As for `direct`; or some positions or heads alone were kept, or `attn.ckpt_z` was edited.
-        NumericsError: A number is not finite.
+        UnknownNameError: If a checkpoint that is needed was not captured.
+        InputError: As for `direct`; or if some positions or heads alone were kept, or `attn.ckpt_z` was edited.
+        NumericsError: If a number is not finite.
         MissingExtraError: xarray is not installed.
 
     Example:

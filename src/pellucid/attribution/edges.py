@@ -74,8 +74,8 @@ def edges(
         plain runs; with `check`, those that `gradient` has.
 
     Raises:
-        ShapeError: Texts of unequal length.
-        NumericsError: A metric through which no gradient goes.
+        ShapeError: If the texts have unequal lengths.
+        NumericsError: If no gradient goes through the metric.
 
     Example:
         >>> import pellucid as pl

@@ -87,9 +87,9 @@ def gradient(
         square of their difference.
 
     Raises:
-        InputError: As for `sweep`; "atp" along neurons, or with more steps than one; "relp" of queries, keys, scores,
-            patterns or scaled values, which it holds constant.
-        NumericsError: A metric through which no gradient goes.
+        InputError: As for `sweep`; also for "atp" along neurons or with several steps, or for "relp" of queries,
+            keys, scores, patterns or scaled values, which it holds constant.
+        NumericsError: If no gradient goes through the metric.
 
     Example:
         >>> import pellucid as pl

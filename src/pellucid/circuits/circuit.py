@@ -122,7 +122,7 @@ class Circuit:
         granularity: What it is made of, "nodes" or "edges".
 
     Raises:
-        InputError: Neither nodes nor edges, or something else; scores whose parts are not known.
+        InputError: If there are neither nodes nor edges, or something else, or the parts of the scores are not known.
 
     Example:
         >>> import pellucid as pl

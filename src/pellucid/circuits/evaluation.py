@@ -158,9 +158,9 @@ def evaluate(
         `KeyboardInterrupt`, which says that nothing was measured.
 
     Raises:
-        InputError: Choices that do not exist, or a metric that does not tell the model from nothing.
-        UnknownNameError: A part that the model does not have.
-        ShapeError: Texts of unequal length.
+        InputError: If a choice does not exist, or the metric does not tell the model from nothing.
+        UnknownNameError: If the model does not have the part.
+        ShapeError: If the texts have unequal lengths.
 
     Example:
         >>> import pellucid as pl

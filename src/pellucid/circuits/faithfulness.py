@@ -159,7 +159,7 @@ def curve(
         Control-C what was not measured is NaN, as in `across`, and so are `cpr` and `cmd`.
 
     Raises:
-        InputError: Shares that are none, or as `evaluate`.
+        InputError: If a share is not from 0 to 1, or as `evaluate`.
 
     Example:
         >>> import pellucid as pl

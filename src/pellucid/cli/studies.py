@@ -181,7 +181,7 @@ class Reproduce(ModelWish):
         ),
     ] = "gpt2-small"  # fmt: skip
     quick: Annotated[bool, flag("--quick", "Fewer sentences, without what takes longest.")] = False
-    seed: Annotated[int, option("S", "Of the words of the sentences, and of random ids.", min=0)] = 0
+    seed: Annotated[int, option("S", "The seed of the sentences and of random ids.", min=0)] = 0
 
     def __post_init__(self) -> None:
         require_choice("gpt2", self.what, "gpt2")

@@ -183,10 +183,10 @@ class Generate(TextWish):
     min_p: Annotated[float | None, option("P", "Draw from what is P times as likely as the best.", "0")] = None
     repetition_penalty: Annotated[float | None, option("X", "Above 1 against repetition.", "1")] = None
     no_repeat_ngram_size: Annotated[int | None, option("N", "No N tokens come twice; 0: they may.", "0")] = None
-    seed: Annotated[int | None, option("S", "Of the draws.", "torch's own")] = None
+    seed: Annotated[int | None, option("S", "The seed of the draws.", "torch's own")] = None
     stop: Annotated[list[str] | None, option("TEXT", "Ends the text. Repeatable.")] = None
     num_beams: Annotated[int | None, option("N", "Above 1, a beam search.", "1", min=1)] = None
-    length_penalty: Annotated[float | None, option("X", "Of the search, for long texts.", "1")] = None
+    length_penalty: Annotated[float | None, option("X", "The larger, the longer the texts that a search prefers.", "1")] = None
     explain: Annotated[bool, flag("--explain", "Show what each token was chosen from, stage by stage.")] = False
     numerics: Annotated[str, option("exact|fast|packed|bfloat16", "The last three need a C++ compiler.")] = "exact"
 

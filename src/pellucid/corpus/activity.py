@@ -59,8 +59,8 @@ def examples(
         `token`, their strings. An exact zero is no activation; where there are fewer examples, row is -1.
 
     Raises:
-        UnknownNameError: No such checkpoint.
-        InputError: No such unit, or a store that is not whole.
+        UnknownNameError: If there is no such checkpoint.
+        InputError: If there is no such unit, or the store is not whole.
         MissingExtraError: If xarray is not installed.
 
     Example:
@@ -147,8 +147,8 @@ def densities(
         `histogram` [unit, bin] with its `edges` [unit, edge], of all activations but exact zeros.
 
     Raises:
-        UnknownNameError: No such checkpoint.
-        InputError: No such unit, or a store that is not whole.
+        UnknownNameError: If there is no such checkpoint.
+        InputError: If there is no such unit, or the store is not whole.
         MissingExtraError: If xarray is not installed.
 
     Example:

@@ -66,7 +66,7 @@ DIGEST_BYTES = 32
 
 @dataclass(frozen=True)
 class HeldIds:
-    """The ids of some rows, where those of all are asked for."""
+    """The ids of some rows, if those of all are asked for."""
 
     first: int  # the row of the first of them
     ids: NDArray[Any]

@@ -32,8 +32,8 @@ def read(paths: Any, *, field: str = "text", lines: bool = False) -> Iterator[st
         lines: Whether each line of a plain file is a text of its own.
 
     Raises:
-        NotFoundError: No such file, or a folder without files.
-        InputError: A file without such a field, of no text, or damaged.
+        NotFoundError: If there is no such file, or the folder has no files.
+        InputError: If a file has no such field, holds no text, or is damaged.
 
     Example:
         >>> import tempfile

@@ -84,8 +84,8 @@ def simulate(
         dtype: What values are stored as.
 
     Raises:
-        InputError: A number that cannot be, or a checkpoint that has no row for each token.
-        UnknownNameError: No such checkpoint.
+        InputError: If a number is out of range, or the checkpoint has no row for each token.
+        UnknownNameError: If there is no such checkpoint.
 
     Example:
         >>> import pellucid as pl

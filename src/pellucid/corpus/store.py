@@ -192,7 +192,7 @@ class Store(Mapping[str, Any]):
             What was compared; true if every row is equal and every chunk is as it was written.
 
         Raises:
-            InputError: The model cannot be opened or is another one, or this machine computes otherwise.
+            InputError: If the model cannot be opened or is another one, or this machine computes otherwise.
         """
         with one_library(self.provenance.get("products", "")):
             return recomputed(self, rows, self.model if model is None else model, seed)
@@ -212,7 +212,7 @@ class Store(Mapping[str, Any]):
             What yields `{name: tensor [b, …]}`, each row once; `.tokens` and `.rows` of each [b] say which rows.
 
         Raises:
-            InputError: A size that cannot be, or a store that is not finished.
+            InputError: If a size is out of range, or the store is not finished.
         """
         return Loader.of(self, batch_size, shuffle=shuffle, seed=seed, window=window)
 
@@ -233,8 +233,8 @@ class Store(Mapping[str, Any]):
             What SAELens' `SAETrainer` takes as `data_provider`, and dictionary_learning's `trainSAE` as `data`.
 
         Raises:
-            UnknownNameError: No such checkpoint.
-            InputError: A size that cannot be, more rows than there are, or a store that is not finished.
+            UnknownNameError: If there is no such checkpoint.
+            InputError: If a size is out of range, there are fewer rows, or the store is not finished.
 
         Example:
             >>> import tempfile
@@ -259,8 +259,8 @@ def open(path: Any, *, storage_options: dict[str, Any] | None = None) -> Store: 
         storage_options: What fsspec is told beside the address.
 
     Raises:
-        NotFoundError: Nothing is there.
-        InputError: Something else is there.
+        NotFoundError: If nothing is there.
+        InputError: If something else is there.
         MissingExtraError: zarr is not installed.
     """
     place = place_of(path, storage_options)

@@ -75,10 +75,10 @@ def capture(
         The store; rows are in the order of the texts, then of positions, however batches were formed.
 
     Raises:
-        InputError: Texts that cannot be run, a store of something else, one that somebody else writes to, or a disk
-            without room.
-        UnknownNameError: No such checkpoint.
-        WeightsError: The folder cannot be written.
+        InputError: If texts cannot be run, the store holds something else, another process writes to it, or the disk
+            is full.
+        UnknownNameError: If there is no such checkpoint.
+        WeightsError: If the folder cannot be written.
         MissingExtraError: zarr is not installed, or Ray for engine="ray".
 
     Example:
@@ -203,7 +203,7 @@ def estimate(
 
     Raises:
         InputError: As `capture`.
-        UnknownNameError: No such checkpoint.
+        UnknownNameError: If there is no such checkpoint.
 
     Example:
         >>> import pellucid as pl

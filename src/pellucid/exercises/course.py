@@ -74,7 +74,7 @@ def starter(path: str | Path | None = None) -> str:
         Its text.
 
     Raises:
-        InputError: There is a file already, which may hold answers.
+        InputError: If there is a file already, which may hold answers.
 
     Example:
         >>> from pellucid import exercises
@@ -98,7 +98,7 @@ def config_of(reference: Any, activation_function: str = "gelu") -> GPTConfig:
     """The course's configuration of a model with the sizes of a reference, pellucid's or transformers'.
 
     Raises:
-        InputError: No model.
+        InputError: If it is no model.
     """
     try:
         config = reference.config

@@ -95,11 +95,11 @@ def check_cache(
 
     Args:
         answer: The course's `GPT2`, whose forward takes `(x, cache)` and returns logits, or logits and a cache.
-        make_cache: Makes an empty cache; called with the model where it takes an argument.
+        make_cache: Makes an empty cache; called with the model if it takes an argument.
         hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
     Raises:
-        InputError: No model or no function.
+        InputError: If it is no model or no function.
     """
     if not callable(make_cache) or not callable(answer):
         raise misuse("check_cache: expected your GPT2 and a function that makes an empty cache.",

@@ -91,7 +91,7 @@ class ModuleProbe:
         raise self._explained(watch, produce, outputs, [*self.mistakes, *_heads(named, built.shapes)], wrong)
 
     def check_places(self, found: Findings, sizes: Sizes) -> bool:
-        """See in training that the course's tensors are dropped, at the rate given; false where that cannot be seen."""
+        """Check in training mode that the course's dropout acts at its rate; return False if that cannot be seen."""
         built = self.constructed(sizes)
         module = built.module.train()
         spread(module)
@@ -132,7 +132,7 @@ class ModuleProbe:
     def _explained(
         self, watch: Watch, produce: Produce, outputs: list[Tensor], mistakes: list[Mistake], wrong: int
     ) -> WrongAnswerError:
-        """The wrong answer with the mistake that reproduces it, or with what is observed where none does.
+        """The wrong answer with the mistake that reproduces it, or with what is observed if none does.
 
         `watch` saw what is computed for the input of number `wrong`, the first whose output is wrong.
         """
@@ -167,7 +167,7 @@ class ModuleProbe:
         return WrongAnswerError(mistake.learner, mistake.step, self.axes(stage), mistake.kind, line)
 
     def _run(self, module: nn.Module, inputs: list[Tensor], shapes: list[torch.Size]) -> tuple[Watch, list[Tensor]]:
-        """Outputs in float64 where the module runs so, and everything computed for the first input."""
+        """Outputs in float64 if the module runs so, and everything computed for the first input."""
         runs = in_float64(module, inputs[0].clone())
         watch, outputs = Watch(), []
         for x, shape in zip(inputs, shapes, strict=True):

@@ -73,8 +73,8 @@ def checked_apart(
             the others are checked without it.
 
     Raises:
-        NotFoundError: There is no such file.
-        InputError: It is no Python, it raises, it ends the process, or it does not end.
+        NotFoundError: If there is no such file.
+        InputError: If it is no Python, raises, ends the process, or does not end.
     """
     parsed(path, program_of(path))
     left = [*EXERCISES] if exercise is None else [exercise]

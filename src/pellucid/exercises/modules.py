@@ -62,7 +62,7 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
     Raises:
-        InputError: Something that cannot be constructed, or another hint.
+        InputError: If it cannot be constructed, or the hint is unknown.
     """
     _require_class(answer, "check_attention", "UnidirectionalAttention")
     plain, wide = Sizes(12, 4, 3), Sizes(18, 3, 5)  # 5 is not 18 // 3, nor are their square roots rounded down
@@ -156,7 +156,7 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
         hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
     Raises:
-        InputError: Something that cannot be constructed, or another hint.
+        InputError: If it cannot be constructed, or the hint is unknown.
     """
     _require_class(answer, "check_block", "GPT2Block")
 
@@ -202,7 +202,7 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
         hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
     Raises:
-        InputError: Something that cannot be constructed, or another hint.
+        InputError: If it cannot be constructed, or the hint is unknown.
     """
     _require_class(answer, "check_gpt2", "GPT2")
 
@@ -258,7 +258,7 @@ def _logits_alone(module: nn.Module, given: Any, output: Any) -> Any:
 
 
 def _check_logits(found: Findings, probe: ModuleProbe, sizes: Sizes) -> Built:
-    """Run the module; where ids end behind a table, with ids that are positions, too, which shows what they index."""
+    """Run the module; if ids end behind a table, with ids that are positions, too, which shows what they index."""
     try:
         return probe.check_values(found, sizes)
     except WrongAnswerError as wrong:

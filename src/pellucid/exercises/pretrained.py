@@ -55,7 +55,7 @@ def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:
         reference: A model of pellucid's or of transformers'.
 
     Raises:
-        InputError: The two have other sizes or names, one of them is no model, or the reference's head is not tied.
+        InputError: If sizes or names differ, one of them is no model, or the reference's head is not tied.
     """
     require_instance("alignment_for", my_gpt)
     reference = as_reference("alignment_for", reference)
@@ -161,7 +161,7 @@ def check_pretrained(
 ) -> CheckResult:
     """Check a learner's GPT-2 that holds real weights.
 
-    Where it holds others, it does not pass; what a copy of it computes with the reference's is then noted.
+    If it holds others, it does not pass; what a copy of it computes with the reference's is then noted.
 
     Args:
         my_gpt: An instance.
@@ -171,7 +171,7 @@ def check_pretrained(
         hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
     Raises:
-        InputError: A class instead of an instance, no tokenizer of the reference's, or a reference whose head is not
+        InputError: If a class is given for an instance, or the reference has no tokenizer or a head that is not
             tied.
     """
     require_instance("check_pretrained", my_gpt)

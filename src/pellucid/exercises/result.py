@@ -33,14 +33,14 @@ class CheckResult:
     Attributes:
         check: What was checked, such as "attention".
         passed: Whether the answer is right.
-        proved: What was shown to hold, one sentence each, also where a later step failed.
+        proved: What was shown to hold, one sentence each, even if a later step failed.
         mistake: What is wrong, in words; None if nothing is.
         step: The step at which it is wrong.
         tensor: The tensor in which it first shows, with its axes.
         notes: What the reader should know: deviations of the course, what could not be checked.
         kind: What sort of mistake it is, without giving it away.
-        line: The line of your code that computes this tensor, or that raised, with its number, where it can be told.
-        others: What else is wrong, where several answers were checked together.
+        line: The line of your code that computes this tensor, or that raised, with its number, if it can be told.
+        others: What else is wrong, if several answers were checked together.
 
     Example:
         >>> from pellucid.exercises import CheckResult
@@ -256,7 +256,7 @@ def current_line() -> tuple[str, int] | None:
 
 
 def described(filename: str, number: int) -> str:
-    """A line of code: its number, and its text where the source is at hand."""
+    """A line of code: its number, and its text if the source is at hand."""
     text = linecache.getline(filename, number).strip()
     return f"{number}: {printable(text, 200)}" if text else f"{number}"
 

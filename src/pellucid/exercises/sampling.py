@@ -198,7 +198,7 @@ def check_sampling(
         The function's own result, or one for all of them, which passed if each did.
 
     Raises:
-        InputError: Nothing to check, or a function of an unknown name.
+        InputError: If there is nothing to check, or a function has an unknown name.
 
     Example:
         >>> from pellucid.exercises import check_sampling

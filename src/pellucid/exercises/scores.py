@@ -48,7 +48,7 @@ def _shown(value: Any) -> str:
 
 
 def given(names: Sequence[str], values: Sequence[Any]) -> str:
-    """What a function was called with, for a message: tensors by their shape, or whole where they are small."""
+    """What a function was called with, for a message: tensors by their shape, or whole if they are small."""
     parts = [
         f"{name} {list(value.shape)}" if isinstance(value, Tensor) and value.numel() > 1
         else f"{name}={value.tolist() if isinstance(value, Tensor) else value}"

@@ -139,8 +139,8 @@ MOST_ROWS = 32
 def decoder(model: Network, rows: int, names: Collection[str] = ()) -> StepDecoder | None:
     """What runs the steps of a model; None if the model has to run itself.
 
-    It has to where it trains, has native hooks, or was changed since it was built; on the CPU where it has other
-    activation functions or dtypes than the kernels know, or more rows than `MOST_ROWS`; on an accelerator where values
+    It has to if it trains, has native hooks, or was changed since it was built; on the CPU if it has other
+    activation functions or dtypes than the kernels know, or more rows than `MOST_ROWS`; on an accelerator if values
     are looked at or under autocast, or checkpoints are asked for that the kernels do not show.
     """
     weight, modules = model.embed.W_E, submodules(model)

@@ -23,7 +23,7 @@ from pellucid.generate.sampler import Context, Sampler
 from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
 
 NEWEST = (5, 24)
-"""The newest version of transformers that we know, followed where none is installed."""
+"""The newest version of transformers that we know, followed if none is installed."""
 
 SORTED_DRAWS = (5, 24)
 """The first version that sorts the drawn continuations of a beam search by their accumulated log-probability.

@@ -111,7 +111,7 @@ def _require_ids(what: str, ids: Iterable[object], vocabulary: int) -> None:
 
 
 Ragged = Tensor | list[Tensor]
-"""One tensor where all rows have one length, else a list of rows."""
+"""One tensor if all rows have one length, else a list of rows."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Token:
         logprob: Its log-probability in nats, in the model's own distribution.
         row: Which text it belongs to.
         stopped: Why the text ends with it: "end", "stop" or "length"; None if it goes on.
-        stages: The distribution that it was chosen from after each stage, as `Sampler.explain` gives it, where that was
+        stages: The distribution that it was chosen from after each stage, as `Sampler.explain` gives it, if that was
             asked for.
     """
 
@@ -208,7 +208,7 @@ class Generation(Listed):
         tokenizer: For `text`.
         single: Whether one text was asked for, by one prompt that was not in a list.
         ckpts: What was captured, over the whole texts; None if nothing was asked for.
-        follows: The version of transformers that was followed, such as "transformers 5.24", where the ids depend on it
+        follows: The version of transformers that was followed, such as "transformers 5.24", if the ids depend on it
             (sampled beams); None if all versions give the same.
 
     Example:
@@ -226,13 +226,13 @@ class Generation(Listed):
 
     @property
     def ids(self) -> Ragged:
-        """Prompt and continuation without pads: [B, P], or a list of rows where they have different lengths."""
+        """Prompt and continuation without pads: [B, P], or a list of rows if they have different lengths."""
         together = _together([torch.cat([row.prompt, row.new]) for row in self.rows])
         return without_pads(together) if isinstance(together, Tensor) else together
 
     @property
     def new_ids(self) -> Ragged:
-        """The continuations: [B, N], or a list of rows where they have different lengths."""
+        """The continuations: [B, N], or a list of rows if they have different lengths."""
         return _together([row.new for row in self.rows])
 
     @property
@@ -258,7 +258,7 @@ class Generation(Listed):
 
     @property
     def text(self) -> str | list[str]:
-        """`texts`, or the text itself where one was asked for."""
+        """`texts`, or the text itself if one was asked for."""
         return self.texts[0] if self.single else self.texts
 
     def __len__(self) -> int:

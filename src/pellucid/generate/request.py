@@ -164,7 +164,7 @@ def edits_of(edits: Edit | Iterable[Edit]) -> Sequence[Edit]:
 
 
 WITHOUT_A_FILE = 20
-"""New tokens, at most, where neither the caller nor the file gives a length: transformers' default."""
+"""New tokens, at most, if neither the caller nor the file gives a length: transformers' default."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ _DEFAULTS: dict[str, Any] = {
     "do_sample": False, "top_k": 50, "min_length": 0, "num_return_sequences": 1, "num_beams": 1,
     "length_penalty": 1.0, "early_stopping": False, "stop_strings": (),
 }  # fmt: skip
-"""transformers' defaults of fields that are read here, where they are not the sampler's."""
+"""transformers' defaults of fields that are read here, if they are not the sampler's."""
 
 _FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 _OF_DRAWS = ("top_h", "epsilon_cutoff", "eta_cutoff")

@@ -59,7 +59,7 @@ class Sampler:
     Penalties count the whole text, prompt included, pads left out.
 
     Raises:
-        InputError: A setting that cannot be.
+        InputError: If a setting is out of range.
 
     Example:
         >>> import pellucid as pl

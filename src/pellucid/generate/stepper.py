@@ -176,7 +176,7 @@ class Stepper:
         return logits[:, 0]
 
     def _window(self) -> Batch:
-        """The whole text, or its last tokens where it is longer than the context."""
+        """The whole text, or its last tokens if it is longer than the context."""
         context = self.model.schema.sizes["n_ctx"]
         return self._batch(self.ids[:, -context:], self.mask[:, -context:])
 

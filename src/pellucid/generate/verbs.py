@@ -116,9 +116,9 @@ class GeneratingTransformer(Network):
             Ids, text, log-probabilities, why each text ended, and what was captured.
 
         Raises:
-            InputError: A prompt or a setting that cannot be.
-            EditError: An edit that does not fit, or that never fired.
-            NumericsError: Logits that hold NaN.
+            InputError: If a prompt cannot be run, or a setting is out of range.
+            EditError: If an edit does not fit, or never fired.
+            NumericsError: If logits hold NaN.
 
         Example:
             >>> import pellucid as pl

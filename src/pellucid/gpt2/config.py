@@ -21,7 +21,7 @@ SYNONYMS = {
     "num_attention_heads": "n_head",
     "max_position_embeddings": "n_positions",
 }
-"""Other spellings that transformers accepts; where both are given the synonym wins, as it does there."""
+"""Other spellings that transformers accepts; if both are given the synonym wins, as it does there."""
 
 NEUTRAL = config.NEUTRAL | frozenset(
     """

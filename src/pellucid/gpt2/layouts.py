@@ -178,10 +178,10 @@ def _detect_gpt2(tensors: Mapping[str, Tensor]) -> Layout:
 
 
 def sizes_of(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
-    """The sizes of a model that its tensors, under canonical names, show; the number of heads is 1 where none shows it.
+    """The sizes of a model that its tensors, under canonical names, show; the number of heads is 1 if none shows it.
 
     Raises:
-        KeyError: The embedding, the positions or a block is not there, or is no matrix.
+        KeyError: If the embedding, the positions or a block is not there, or is no matrix.
     """
     names = {row.ours: row.theirs[0] for row in (*layout.rows, layout.head) if row.theirs}
     embedding, n_layer = embedded(theirs, names), blocks_in(theirs)

@@ -32,7 +32,7 @@ def configs(theirs: Mapping[str, Tensor], layout: Layout) -> Iterator[Transforme
     """The configurations that tensors under canonical names fit; most layouts do not say how many heads there are.
 
     Raises:
-        KeyError: The embedding, the positions or the first block is not there.
+        KeyError: If the embedding, the positions or the first block is not there.
     """
     plainest = TransformerConfig(**sizes_of(theirs, layout))
     yield plainest

@@ -58,7 +58,7 @@ def scores(model: CkptedTransformer, text: Inputs, *, top: int = 5, tokens: int 
         A dataset [layer, head]. `duplicate` and `induction` are NaN if no token occurs twice.
 
     Raises:
-        InputError: No text has a second token, or a value of the run is not finite.
+        InputError: If no text has a second token, or a value of the run is not finite.
         MissingExtraError: xarray is not installed.
 
     Example:
@@ -106,7 +106,7 @@ def name_movers(
         what the head writes times -1, which is high for heads that move a name and lower its logit.
 
     Raises:
-        InputError: A text without the token, or a token that is none.
+        InputError: If a text has no such token, or the token is none.
         MissingExtraError: xarray is not installed.
 
     Example:

@@ -26,7 +26,7 @@ class FactoredMatrix:
         right: [..., R, O].
 
     Raises:
-        ShapeError: The factors do not fit together, or are no matrices of floating-point numbers.
+        ShapeError: If the factors do not fit together, or are no matrices of floating-point numbers.
 
     Example:
         >>> import pellucid as pl
@@ -90,7 +90,7 @@ class FactoredMatrix:
         The eigenvalues of left @ right are those of right @ left, an R by R matrix, and zeros.
 
         Raises:
-            ShapeError: The product is not square.
+            ShapeError: If the product is not square.
         """
         if self.shape[-1] != self.shape[-2]:
             raise ShapeError(

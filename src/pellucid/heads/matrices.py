@@ -26,8 +26,8 @@ Kind = Literal["Q", "K", "V"]
 def ov(model: Network, layer: int, head: int) -> FactoredMatrix:
     """Return W_V W_O of a head, [D, D]: what it writes is its input's average times this (Elhage et al. 2021).
 
-    Rows are inputs: `x @ ov`. The values' bias and the norm before the head are not in it. Of heads that share
-    values it is that of the query's number. The factors are copies, and stay as they are if the model is changed.
+    Rows are inputs: `x @ ov`. The values' bias and the norm before the head are not in it. If heads share
+    values, it is that of the query's number. The factors are copies, and stay as they are if the model is changed.
 
     Args:
         model: Any family.
@@ -35,7 +35,7 @@ def ov(model: Network, layer: int, head: int) -> FactoredMatrix:
         head: The number of the head among the queries'; likewise.
 
     Raises:
-        InputError: There is no such head, or its weights are not finite.
+        InputError: If there is no such head, or its weights are not finite.
 
     Example:
         >>> import pellucid as pl
@@ -80,7 +80,7 @@ def composition(model: Network, kind: Kind) -> xarray.DataArray:
         [layer, head, layer_to, head_to]; NaN unless layer < layer_to, and 0 for a head whose weights are zero.
 
     Raises:
-        InputError: Another kind, or weights that are not finite.
+        InputError: If it is another kind, or weights are not finite.
         MissingExtraError: xarray is not installed.
 
     Example:
@@ -121,7 +121,7 @@ def weight_scores(model: CkptedTransformer) -> xarray.Dataset:
       tokens'), with the norm, biases and scale of the block. Patterns of real texts also depend on the tokens.
 
     Args:
-        model: Any family. Where positions enter by rotation (Llama, GPT-NeoX) there are no position embeddings, and how
+        model: Any family. If positions enter by rotation (Llama, GPT-NeoX) there are no position embeddings, and how
             far back a head looks is not in its weights alone: `previous` is NaN. `pellucid.heads.scores` gives it on a
             text.
 
@@ -129,7 +129,7 @@ def weight_scores(model: CkptedTransformer) -> xarray.Dataset:
         A dataset [layer, head].
 
     Raises:
-        InputError: Weights that are not finite.
+        InputError: If weights are not finite.
         MissingExtraError: xarray is not installed.
 
     Example:

@@ -43,8 +43,8 @@ def logit(ckpts: ActivationCkpts, at: aliases.Name = "resid_post", *, model: Net
         What each block says; at "resid_post" the last block's logits are the model's, to the bit.
 
     Raises:
-        UnknownNameError: There is no such checkpoint, or it was not captured.
-        InputError: It is no value of the stream, values inside the last norm were edited, or another model was given.
+        UnknownNameError: If there is no such checkpoint, or it was not captured.
+        InputError: If it is no value of the stream, the last norm was edited inside, or the model is another one.
 
     Example:
         >>> import pellucid as pl
@@ -109,7 +109,7 @@ class Readout:
         The coordinates `text` and `logprob` (in nats) are theirs.
 
         Raises:
-            InputError: More tokens than there are, or none.
+            InputError: If it is not from 1 to the number of tokens.
         """
         n = require_whole("top: n", n, at_least=1, at_most=self._model.schema.sizes["d_vocab"])
         logprobs, ids = zip(*(logits.double().log_softmax(-1).topk(n) for logits in self._every()), strict=True)
@@ -143,7 +143,7 @@ class Readout:
         It is sum_t p_t (log p_t - log q_t), p being the model's output and q the lens'. NaN at pads.
 
         Raises:
-            UnknownNameError: The last block's resid_post was not captured.
+            UnknownNameError: If the last block's resid_post was not captured.
         """
         last = len(self._model.schema.blocks) - 1
         name = f"blocks.{last}.resid_post"

@@ -86,8 +86,9 @@ class TunedLens:
             every: Steps between two writes.
 
         Raises:
-            InputError: No texts, a setting that cannot be, a training model, or a file of another training.
-            WeightsError: The file cannot be written.
+            InputError: If there are no texts, a setting is out of range, the model trains, or another run made the
+                file.
+            WeightsError: If the file cannot be written.
             KeyboardInterrupt: By Control-C; it says how many steps were done, and what the file keeps of them.
         """
         plan = _Plan.checked(model, texts, seed, epochs, batch_size, learning_rate)
@@ -119,8 +120,8 @@ class TunedLens:
             model: The model that made the captured values, if they were saved or pickled since.
 
         Raises:
-            UnknownNameError: The stream was not captured.
-            InputError: The run is of another model than the lens.
+            UnknownNameError: If the stream was not captured.
+            InputError: If the run is of another model than the lens.
         """
         read = readout(ckpts, "resid_post", model, "TunedLens.read", self._translated)
         if ckpts.provenance.get("weights") != self.about.get("weights"):
@@ -141,7 +142,7 @@ class TunedLens:
         """Write the lens into one safetensors file.
 
         Raises:
-            WeightsError: It cannot be written.
+            WeightsError: If it cannot be written.
         """
         own_file.save(path, _ABOUT, self._tensors(), self.about)
 
@@ -154,9 +155,9 @@ class TunedLens:
         """Read a file that `save` or `fit` wrote.
 
         Raises:
-            NotFoundError: No such file.
-            WeightsError: It cannot be opened.
-            InputError: A file of something else, or a damaged one.
+            NotFoundError: If there is no such file.
+            WeightsError: If it cannot be opened.
+            InputError: If the file holds something else, or is damaged.
         """
         with _refusing(path):
             about, tensors = own_file.load(path, _ABOUT)

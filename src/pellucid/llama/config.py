@@ -64,7 +64,7 @@ class LlamaConfig(Config):
 
     The first five sizes have no default: they come with the weights. The others default to what transformers assumes
     when a published `config.json` leaves them out. `rope_parameters` also takes what older files say with
-    `rope_theta` and `rope_scaling`, where it is read from such fields.
+    `rope_theta` and `rope_scaling`, if it is read from such fields.
 
     Example:
         >>> from pellucid.llama import LlamaConfig

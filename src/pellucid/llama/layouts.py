@@ -82,7 +82,7 @@ def differing(theirs: Mapping[str, Tensor], layout: Layout, config: LlamaConfig)
     """The sizes that tensors under canonical names show and the configuration says otherwise; heads are not looked at.
 
     Raises:
-        KeyError: The embedding or a block is not there, or the embedding is no matrix.
+        KeyError: If the embedding or a block is not there, or the embedding is no matrix.
     """
     return {name: value for name, value in _shown(theirs, layout).items() if value != getattr(config, name)}
 

@@ -33,7 +33,7 @@ BLOCK = (
     common.written("mlp", "mlp.ckpt_post @ W_out + b_out"),
     common.RESID_POST,
 )  # fmt: skip
-"""The 20 points of a block, in execution order. Of heads, k, v and rot_k have those of keys and values."""
+"""The 20 points of a block, in execution order. The heads of k, v and rot_k are those of keys and values."""
 
 AFTER = common.rms_norm("ln_final", "the last resid_post", common.HEAD_READS, of="last stream")
 

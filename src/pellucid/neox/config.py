@@ -54,7 +54,7 @@ class GPTNeoXConfig(Config):
 
     The first five sizes have no default: they come with the weights. The others default to what transformers assumes
     when a published `config.json` leaves them out. `rope_parameters` also takes what older files say with
-    `rotary_emb_base`, `rotary_pct` and `rope_scaling`, where it is read from such fields.
+    `rotary_emb_base`, `rotary_pct` and `rope_scaling`, if it is read from such fields.
 
     Example:
         >>> from pellucid.neox import GPTNeoXConfig

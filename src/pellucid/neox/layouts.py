@@ -82,7 +82,7 @@ def differing(theirs: Mapping[str, Tensor], layout: Layout, config: GPTNeoXConfi
     """The sizes that tensors under canonical names show and the configuration says otherwise; heads are not looked at.
 
     Raises:
-        KeyError: The embedding or the first block is not there.
+        KeyError: If the embedding or the first block is not there.
     """
     return {name: value for name, value in _shown(theirs, layout).items() if value != getattr(config, name)}
 

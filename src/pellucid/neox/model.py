@@ -65,7 +65,7 @@ class Attention(RotaryAttending):
 
     def turned(self, values: Tensor, turn: Turn) -> Tensor:
         width = turn[0].size(-1)
-        # joined even where nothing is left over: another operation may lay the result out otherwise
+        # joined even if nothing is left over: another operation may lay the result out otherwise
         return torch.cat((turned(values[..., :width], turn), values[..., width:]), dim=-1)
 
 

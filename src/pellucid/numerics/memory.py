@@ -28,7 +28,7 @@ def keep_freed() -> int:
     """Tell glibc, once in a process, to keep freed memory: an eighth of the machine's, but less than 2 GiB.
 
     Returns:
-        The bytes that it keeps at most; 0 where another allocator is at work, or where its environment variables
+        The bytes that it keeps at most; 0 if another allocator is at work, or if its environment variables
         (`MALLOC_TRIM_THRESHOLD_` and others) tell glibc what to do.
     """
     told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)

@@ -91,7 +91,7 @@ EXACT: dict[str, Activation] = {
 
 
 def quickest_gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh form of GELU, by (1 + tanh u) / 2 = sigmoid(2 u) where that is quicker than torch's kernel."""
+    """The tanh form of GELU, by (1 + tanh u) / 2 = sigmoid(2 u) if that is quicker than torch's kernel."""
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return gelu_tanh(x)
     twice = 2.0 * _SQRT_2_OVER_PI
@@ -108,7 +108,7 @@ FAST: dict[str, Activation] = {
     ),
     "gelu_python": F.gelu,
 }
-"""The same functions by fewer or quicker kernels, where there are any."""
+"""The same functions by fewer or quicker kernels, if there are any."""
 
 
 def settle() -> None:

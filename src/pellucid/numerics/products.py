@@ -31,7 +31,7 @@ NUMERICS = ("exact", "fast", "packed", "bfloat16")
 class Execution:
     """How a model is run.
     Raises:
-        ConfigError: Another choice.
+        ConfigError: If it is another choice.
     """
 
     attention: str = "auto"  # "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit
@@ -76,7 +76,7 @@ def is_transformed() -> bool:
 def ordinary_tensors() -> Generator[None]:
     """Tensors made inside are ordinary ones: a model opened under `torch.inference_mode` can be trained afterwards.
 
-    They are made on the processor where no device is named, whatever `torch.set_default_device` says, so that their
+    They are made on the processor if no device is named, whatever `torch.set_default_device` says, so that their
     numbers can be looked at.
     """
     elsewhere = torch.get_default_device().type != "cpu"
@@ -217,7 +217,7 @@ class PackedProducts(KeepingProducts):
 class RoundedProducts(KeepingProducts):
     """Products whose factors and results are rounded to another dtype; biases are added, and values go on, in theirs.
 
-    Where gradients have to reach the matrix it is rounded on the way instead of kept, as under `torch.autocast`. A
+    If gradients have to reach the matrix it is rounded on the way instead of kept, as under `torch.autocast`. A
     processor for which torch has no such products (they would take fifty times as long) multiplies the rounded factors
     in float32, which holds them exactly.
     """

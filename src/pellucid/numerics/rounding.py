@@ -74,7 +74,7 @@ def _ends(values: Tensor) -> tuple[float, float]:
 
 
 def size_of(values: Tensor) -> float:
-    """The largest magnitude that is finite and not masked; 1 where that is 0."""
+    """The largest magnitude that is finite and not masked; 1 if that is 0."""
     shown = values.abs().masked_fill(~values.isfinite() | _hidden(values), 0.0)
     return (float(shown.max()) if shown.numel() else 0.0) or 1.0
 

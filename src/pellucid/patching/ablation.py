@@ -66,9 +66,9 @@ def ablate(
         `ablated`, that of the run in which everything that was gone over is ablated at once.
 
     Raises:
-        InputError: Axes that a checkpoint does not have; a mean or a draw of scores and patterns; a reference with no
-            text that is as long as an input.
-        NumericsError: A metric that is not finite on the plain run.
+        InputError: If a checkpoint has no such axes, a mean or a draw is asked of scores or patterns, or no text of the
+            reference is as long as an input.
+        NumericsError: If the metric is not finite on the plain run.
 
     Example:
         >>> import pellucid as pl

@@ -72,7 +72,7 @@ def baseline(
         with a warning; what was not measured then is NaN.
 
     Raises:
-        InputError: As `sweep`; directions of scores and patterns, which are no vectors; heads or neurons of which none
+        InputError: As `sweep`; also if scores and patterns, which are no vectors, are asked for, or no heads or neurons
             are left to draw.
 
     Example:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def normalized(swept: xarray.DataArray) -> xarray.DataArray:
     """Return a sweep on the scale on which 0 is the corrupted run and 1 the clean one.
 
-    It is (m - m_corrupted) / (m_clean - m_corrupted) (Wang et al. 2022, arXiv:2211.00593). Of an ablation, 0 is the run
+    It is (m - m_corrupted) / (m_clean - m_corrupted) (Wang et al. 2022, arXiv:2211.00593). In an ablation, 0 is the run
     in which everything that was gone over is ablated at once, and 1 the plain one. An array that keeps its texts is put
     on each text's own scale.
 
@@ -24,7 +24,7 @@ def normalized(swept: xarray.DataArray) -> xarray.DataArray:
         swept: What `sweep`, `path` or `ablate` returned.
 
     Raises:
-        InputError: An array of something else, or a metric that does not tell the two runs apart.
+        InputError: If the array holds something else, or the metric does not tell the two runs apart.
 
     Example:
         >>> import pellucid as pl
@@ -59,7 +59,7 @@ def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
         swept: What `sweep`, `path` or `ablate` returned with `per_text=True`, of two texts or more.
 
     Raises:
-        InputError: An array without texts, or of one.
+        InputError: If the array has no texts, or one.
 
     Example:
         >>> import pellucid as pl
@@ -86,7 +86,7 @@ def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
 
 
 def _plain(swept: xarray.DataArray, side: str) -> Any:
-    """The metric of a plain run, for each text where the array keeps them."""
+    """The metric of a plain run, for each text if the array keeps them."""
     if side not in swept.attrs:
         raise InputError(
             f"an array without the attribute {side!r}, which is the metric of a plain run.",

@@ -79,8 +79,8 @@ def path(
         `corrupted`, the metric of the two plain runs.
 
     Raises:
-        InputError: A sender that does not come before a receiver, a part that does not exist, or texts that do not fit.
-        NumericsError: A metric that is not finite on a plain run.
+        InputError: If a sender does not come before a receiver, a part does not exist, or texts do not fit.
+        NumericsError: If the metric is not finite on a plain run.
 
     Example:
         >>> import pellucid as pl

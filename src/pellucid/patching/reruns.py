@@ -141,7 +141,7 @@ class Sharing:
     def batches(self, trials: Sequence[Rerun]) -> Iterator[list[int]]:
         """The numbers of the trials that run together, in the order of their starts.
 
-        Those that begin late in the text come first, and those that begin at the same column stay together where they
+        Those that begin late in the text come first, and those that begin at the same column stay together if they
         fit into a batch: a few that begin earlier would lengthen all the others. Those that embed share no batch with
         others.
         """
@@ -301,7 +301,7 @@ class Base:
         )
 
     def _reader(self, copies: int, begin: int) -> Choice:
-        """Chooses the columns that the metric reads, the first where it reads one before `begin`."""
+        """Chooses the columns that the metric reads, the first if it reads one before `begin`."""
         assert self.read is not None
         columns = (self.read - begin).clamp(min=0).repeat(copies, 1)
         rows = torch.arange(len(columns), device=columns.device)[:, None]

@@ -111,7 +111,7 @@ class Roles:
         """For each part, which columns of the corrupted texts take which of the clean ones.
 
         Raises:
-            InputError: Batches of other texts.
+            InputError: If the batches are of other texts.
         """
         lengths = _lengths(clean), _lengths(corrupted)
         if lengths != self.lengths:
@@ -143,14 +143,14 @@ def align(
         roles: A part's name -> where it is in the clean text and where in the corrupted one, as a pair; what is the
             same in both may be given once. Each is the number of a token (negative from the end), a word or phrase
             that occurs once, `("word", 1)` for its second occurrence, or a list with one of these for each text.
-            Where the two have unequally many tokens, the last ones belong together. If None, tokens that both texts
-            share belong together, and those between them where there are as many on both sides.
+            If the two have unequally many tokens, the last ones belong together. If None, tokens that both texts
+            share belong together, and those between them if there are as many on both sides.
 
     Returns:
         Roles, for `align=` of `sweep` and `path`.
 
     Raises:
-        InputError: A word that does not occur, or more than once; a token that is not there; another number of texts.
+        InputError: If a word does not occur exactly once, a token is not there, or the number of texts differs.
 
     Example:
         >>> import pellucid as pl
@@ -179,7 +179,7 @@ def align(
 def of_unequal_length(where: str, one: Batch, other: Batch, remedy: str) -> ShapeError:
     """The error that texts of these batches have unequal lengths, with the remedy that fits.
 
-    A name is often one token after a space and several where it begins a text, so texts of one template that begins
+    A name is often one token after a space and several if it begins a text, so texts of one template that begins
     with a name differ in length. A space before each of them mends that, if it does; else there is `remedy`.
     """
     if one.tokenizer is not None:
@@ -245,7 +245,7 @@ def _place(name: str, where: Any, pieces: Sequence[str]) -> Tokens:
 
 
 def _shared(clean: Batch, corrupted: Batch) -> tuple[tuple[str, ...], list[Any]]:
-    """Tokens that both texts of each pair share, and those between them where there are as many."""
+    """Tokens that both texts of each pair share, and those between them if there are as many."""
     each = [_matched(a.tolist(), b.tolist()) for a, b in zip(clean.rows(), corrupted.rows(), strict=True)]
     count = min(map(len, each))
     if any(len(found) != count for found in each):

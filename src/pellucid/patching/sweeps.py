@@ -162,7 +162,7 @@ def sweep(
     Args:
         model: What runs.
         clean: Texts whose values are put in.
-        corrupted: As many texts, whose runs are patched. Of unequal length, they need `align`, or a negative `pos`.
+        corrupted: As many texts, whose runs are patched. If lengths are unequal, give `align` or a negative `pos`.
         names: A checkpoint, or a list of them. Without a block, "resid_pre", it is that of every block.
         over: What to go over: some of "layer", "head", "pos" (the query for scores and patterns) and "neuron" (the last
             axis). What is not among them is patched as a whole: with ("layer",), each patch takes every position; with
@@ -183,8 +183,8 @@ def sweep(
         `KeyboardInterrupt`, which says that nothing was measured.
 
     Raises:
-        InputError: Axes that a checkpoint does not have, texts that do not fit, or more than fits into memory.
-        NumericsError: A metric that is not finite on a plain run.
+        InputError: If the checkpoint has no such axes, texts do not fit, or the sweep does not fit into memory.
+        NumericsError: If the metric is not finite on a plain run.
 
     Example:
         >>> import pellucid as pl

@@ -64,7 +64,7 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
     """Draw the attention pattern of one head: a row for each query, a column for each key.
 
     Colours follow the square root of the weight, so weight that is spread over many tokens is seen too. Keys
-    that the causal mask hides are paper. Of a long text every few tokens are labelled, with their positions, and
+    that the causal mask hides are paper. In a long text every few tokens are labelled, with their positions, and
     neighbours merge into cells that show the largest of their weights, at most 256 a side.
 
     Args:
@@ -181,7 +181,7 @@ def frame(axes: Axes, colour: str) -> None:
 def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
     """Draw a score of every head as a heat map: a row for each layer, a column for each head.
 
-    Colours begin at zero; of scores on both sides of zero, they go as far to either side. Where cells are wide
+    Colours begin at zero; of scores on both sides of zero, they go as far to either side. If cells are wide
     enough their numbers are written in them. A head without a score (nan) is paper.
 
     Args:

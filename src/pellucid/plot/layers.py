@@ -50,7 +50,7 @@ Bars = tuple[Numbers, Numbers]
 def norms(norms: DataArray, *, skip: int = 0, ax: Axes | None = None) -> Axes:
     """Draw the norm of every token, layer by layer: a point each, spread sideways if many are alike.
 
-    A short line is the median. Where points would merge, at a column's width beyond about 1,100 values of each of 12
+    A short line is the median. If points would merge, at a column's width beyond about 1,100 values of each of 12
     layers or 70 of each of 48, a layer is drawn as its quantiles: a bar over the middle half, a line from the 1st to
     the 99th percentile, and a dot for each value beyond.
 

@@ -158,7 +158,7 @@ def _limits(values: Any, text: float, room: float) -> tuple[float, float]:
 def lens(read: Lens | DataArray, *, text: int = 0, ax: Axes | None = None) -> Axes:
     """Draw what each block would say next, at every position of a text: its likeliest token, and how likely it is.
 
-    A row is a block, a column a token of the text. A token is written where cells are wide enough.
+    A row is a block, a column a token of the text. A token is written if cells are wide enough.
 
     Args:
         read: What `pl.lens.logit` or a tuned lens gives, or its `.top(n)`.
@@ -170,7 +170,7 @@ def lens(read: Lens | DataArray, *, text: int = 0, ax: Axes | None = None) -> Ax
 
     Raises:
         ShapeError: If something else is given.
-        InputError: There is no such text.
+        InputError: If there is no such text.
 
     Example:
         >>> import pellucid as pl

@@ -40,7 +40,7 @@ def heatmap(array: Any, *, centre: float | None = None, title: str | None = None
     """Draw a two-dimensional array: a row for each entry of its first axis, a column for each of its second.
 
     Colours part at the centre, which is near the paper, and reach as far to either side as the value farthest from it;
-    the colour bar says which value that is. Where cells are wide enough their numbers are written in them. What is
+    the colour bar says which value that is. If cells are wide enough their numbers are written in them. What is
     missing (nan) is paper.
 
     Args:
@@ -132,7 +132,7 @@ def _labels(array: DataArray, dim: str) -> tuple[list[str], bool]:
 
 
 def _put_labels(side: Side, array: DataArray, dim: str, labels: list[str], words: bool) -> None:
-    """Label an axis: tokens as tokens, with their positions where not all fit; names whole, upright along x."""
+    """Label an axis: tokens as tokens, with their positions if not all fit; names whole, upright along x."""
     if coordinate(dim, "token") in array.coords:
         positions = array[dim].values.tolist() if dim in array.coords else range(len(labels))
         put_tokens(side, labels, list(positions), [0.0], 1.0)

@@ -25,7 +25,7 @@ class RunInputs:
     """What both models ran."""
 
     ids: tuple[tuple[int, ...], ...] = ()  # the rows of token ids
-    texts: tuple[str, ...] = ()  # the texts that they are of; empty where ids were given
+    texts: tuple[str, ...] = ()  # the texts that they are of; empty if ids were given
     drawn: bool = False  # whether the ids were drawn, because neither side came with a tokenizer
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Reach:
 
     @property
     def partial(self) -> dict[str, tuple[int, int]]:
-        """ "ids" and "positions", where some are left out."""
+        """ "ids" and "positions", if some are left out."""
         pairs = {"ids": self.ids, "positions": self.positions}
         return {name: pair for name, pair in pairs.items() if pair[0] < pair[1]}
 

@@ -166,7 +166,7 @@ class _Aligner:
     def _best(self, name: str, tensor: Tensor, group: Group) -> tuple[Group, GroupTransform | None, float]:
         """A group's parts in the order, and the transform, under which a tensor is closest to it; and how far it is.
 
-        Where several orders are as close, as for biases of zeros, the parts stand as in what is beside the tensor.
+        If several orders are as close, as for biases of zeros, the parts stand as in what is beside the tensor.
         """
         owner = name.rpartition(".")[0]
         beside = {

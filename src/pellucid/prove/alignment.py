@@ -94,7 +94,7 @@ class Alignment:
         Buffers are not in it: load it with `strict=False`.
 
         Raises:
-            WeightsError: A unit that the alignment needs is not there.
+            WeightsError: If a unit that the alignment needs is not there.
         """
         given = units_of(units) if isinstance(units, Network) else units
         self._require({unit for match in self.matches for unit in match.group.units}, given, "unit")
@@ -113,7 +113,7 @@ class Alignment:
             others: The other program, or its state dict.
 
         Raises:
-            WeightsError: A tensor that the alignment names is not there, or has another shape.
+            WeightsError: If a tensor that the alignment names is not there, or has another shape.
         """
         given = units_of(units) if isinstance(units, Network) else units
         theirs = others.state_dict(keep_vars=True) if isinstance(others, nn.Module) else others
@@ -154,8 +154,8 @@ class Alignment:
         """Read what `save` wrote.
 
         Raises:
-            NotFoundError: No such file.
-            WeightsError: Another file.
+            NotFoundError: If there is no such file.
+            WeightsError: If it is another file.
         """
         about = read_json(path_of(path), WeightsError, "alignment-unreadable")
         try:

@@ -92,7 +92,7 @@ def _looks_ahead(module: nn.Module, ids: Tensor, call: Call, output: Any) -> boo
 
 
 def _taker(module: nn.Module) -> tuple[str, bool]:
-    """The argument that takes ids, "" where a signature does not say, and whether it has to be named."""
+    """The argument that takes ids, "" if a signature does not say, and whether it has to be named."""
     parameters = _parameters(module)
     takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
     named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
@@ -155,9 +155,9 @@ class NoLogitsError(Exception):
 class FoundLogits:
     """Logits that a program returned."""
 
-    # [B, P, V]; [B, 1, V] of the last position alone; another width where the output has no logits' width
+    # [B, P, V]; [B, 1, V] of the last position alone; another width if the output has no logits' width
     values: Tensor
-    remarks: tuple[str, ...] = ()  # how they came, in words, where that is not [B, P, V]
+    remarks: tuple[str, ...] = ()  # how they came, in words, if that is not [B, P, V]
 
 
 TURNED = "the logits came with positions before batch rows"

@@ -1,7 +1,7 @@
 """Why two programs differ: known mistakes, each confirmed by making it in the reference.
 
 A mistake is named only if the reference with that mistake in it computes what the other program computed, at the
-point where they first differ. Where none does, nothing is claimed.
+point where they first differ. If none does, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pellucid.schema import Schema
 from pellucid.suspicions import measured, suggested
 
 TRIED_ALONE = 4
-"""Up to how many blocks a mistake is tried in each of them alone, where the program does not show which it is."""
+"""Up to how many blocks a mistake is tried in each of them alone, if the program does not show which it is."""
 
 ALL_AGREES = "with this in the reference, the logits agree too"
 
@@ -197,7 +197,7 @@ def _span(evidence: Evidence) -> Span:
 
 
 def _made(mistake: Suspect, evidence: Evidence, span: Span, *, coarsely: bool = False) -> Mapping[str, Tensor]:
-    """What a model with a mistake computes; nothing where the mistake is impossible with these shapes."""
+    """What a model with a mistake computes; nothing if the mistake is impossible with these shapes."""
     last, begins = evidence.n_layer, mistake.begins
     if evidence.point == LOGITS and begins > span.first and span.residual is None:  # before that, nothing is changed
         before = f"blocks.{begins}.resid_pre" if begins < last else f"blocks.{last - 1}.resid_post"

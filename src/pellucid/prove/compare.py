@@ -50,8 +50,8 @@ def compare(
 
     Args:
         a: A tensor; or a `CkptedTransformer`, a transformers `GPT2Model` or `GPT2LMHeadModel`, any `nn.Module`, a
-            state dict, a path, an alias, a hub id, or "hf:" and one of these three. Of two modules of other
-            classes one must be recognisable as a GPT-2 by its shapes and by what it computes.
+            state dict, a path, an alias, a hub id, or "hf:" and one of these three. If both are modules of other
+            classes, one must be recognisable as a GPT-2 by its shapes and by what it computes.
         b: The other.
         inputs: What to run both on: whatever a model takes. Not read for two state dicts. If it is left out and no side
             has a tokenizer, ids are drawn with a fixed seed.
@@ -64,7 +64,7 @@ def compare(
     What a path or a name stands for is opened in the dtype that it is stored in.
 
     Raises:
-        InputError: Neither side can be recognised as a GPT-2, or text was given and no side has a tokenizer, or a side
+        InputError: If neither side can be recognised as a GPT-2, text was given and no side has a tokenizer, or one
             has tensors without values that a run reads: on the meta device, or in a lazy module that never ran.
 
     Example:

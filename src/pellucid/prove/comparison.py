@@ -60,7 +60,7 @@ class Comparison:
     blind: bool = False
     exact: bool = True
     odd: bool = False
-    lengths: tuple[int, ...] = ()  # how many ids of each row are the caller's; all where it is empty
+    lengths: tuple[int, ...] = ()  # how many ids of each row are the caller's; all if it is empty
     logits: tuple[Tensor, Tensor] | None = None
     reach: Reach | None = None
 

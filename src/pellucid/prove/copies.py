@@ -100,7 +100,7 @@ class Moved:
         self._made: dict[Any, Tensor] = {}
 
     def instead(self, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
-        """What stands in the place of a parameter, in this dtype or where it lies well; None if it may stay.
+        """What stands in the place of a parameter, in this dtype or if it lies well; None if it may stay.
 
         Of the same memory, the same copy.
         """

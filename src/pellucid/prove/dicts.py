@@ -1,6 +1,6 @@
 """State dicts: parameters without a program.
 
-Two of known layouts are compared name by name. Where only one layout is known, the other's tensors are found by their
+Two of known layouts are compared name by name. If only one layout is known, the other's tensors are found by their
 values, and their names have to agree with what was found, since nothing is run that would show an exchange.
 """
 
@@ -91,7 +91,7 @@ def _assuming(model: CkptedTransformer, report: ComparisonReport) -> ComparisonR
 
 def _by_layout(a: tuple[Tensors, CkptedTransformer], b: tuple[Tensors, CkptedTransformer]) -> ComparisonReport:
     """Two state dicts of known layouts: parameter by parameter, under our names."""
-    known = max(a[1].schema.sizes["head"], b[1].schema.sizes["head"])  # 1 where a layout does not say
+    known = max(a[1].schema.sizes["head"], b[1].schema.sizes["head"])  # 1 if a layout does not say
     first, second, beside = _with_heads(a, known), _with_heads(b, known), _beside(a, b)
     report = _of_named(first, second, beside)
     if report or known > 1 or not _differ_within_heads(report, first.schema):

@@ -1,6 +1,6 @@
-"""What a report says of the place where two programs first differ, and of what B is of A.
+"""What a report says of the place where two programs first differ, and of how B was made from A.
 
-That place is a parameter, a checkpoint or the logits. Of parameters it can often be said in a sentence what one side's
+That place is a parameter, a checkpoint or the logits. For parameters a sentence can often say what one side's
 are of the other's: rounded, with rows added, in another order, a multiple.
 """
 
@@ -304,7 +304,7 @@ def positions_note(runs: Runs) -> list[str]:
 
 
 def _places(runs: Runs, name: str, gap: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The positions (of patterns, the queries'), and the heads where there are some, at which two values differ."""
+    """The positions (of patterns, the queries'), and the heads if there are some, at which two values differ."""
     axes = runs.schema.axes.get(name, ("batch", "pos"))
     position = next(place for place, axis in enumerate(axes) if axis in POSITIONS)
     head = next((place for place, axis in enumerate(axes) if axis in HEADS), None)

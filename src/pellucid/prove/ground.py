@@ -106,7 +106,7 @@ def _logits(program: Program, name: str, ids: Tensor) -> Tensor:
 def coarsest_in(program: Program, ids: Tensor) -> torch.dtype:
     """The coarsest dtype among what a program computes: `torch.autocast` chooses others than its parameters have.
 
-    So does torch for products of float32 where it is allowed to.
+    So does torch for products of float32 if it is allowed to.
     """
     seen = _Dtypes()
     with seen:

@@ -1,6 +1,6 @@
 """What the tensors of another program change: some provably nothing, others from some size of a change on.
 
-Zeros that are added and ones that are multiplied change nothing where the outputs agree. Any other tensor beside the
+Zeros that are added and ones that are multiplied change nothing if the outputs agree. Any other tensor beside the
 parameters is tried: other values are put into it, and the logits of a run without instruments stay the same to the
 bit, or do not. How small an error would still be seen is found by injecting it: with the comparison of parameters
 switched off, one weight of each kind is changed by a power of ten of itself, on a copy, and the smallest power that the
@@ -32,7 +32,7 @@ from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
 
 ONE_BY_ONE = 32
-"""Up to how many tensors are tried alone, where all together change something."""
+"""Up to how many tensors are tried alone, if all together change something."""
 
 
 def without_idle(
@@ -187,7 +187,7 @@ class Sensitivity:
         return found
 
     def _one_of_each_kind(self, alignment: Alignment) -> dict[str, tuple[Match, str]]:
-        """A match and a unit in it for each kind, from the block in the middle where there are several."""
+        """A match and a unit in it for each kind, from the block in the middle if there are several."""
         chosen: dict[str, tuple[Match, str]] = {}
         middle = f"blocks.{len(self.reference.schema.blocks) // 2}."
         for match in alignment.matches:

@@ -78,7 +78,7 @@ class Loan:
 
     @contextmanager
     def taken(self, *, double: bool = False) -> Generator[nn.Module]:
-        """The module, evaluating, for a run; afterwards it is what it was, also where the run raised."""
+        """The module, evaluating, for a run; afterwards it is what it was, even if the run raised."""
         if is_scripted(self.module):
             made = copy.deepcopy(self.module).eval()  # a compiled program is copied whole
             yield made if self.dtype is None and not double else made.to(torch.float64 if double else self.dtype)
@@ -148,7 +148,7 @@ def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A copy; the value itself where it cannot be copied, such as a lock or an open file."""
+    """A copy; the value itself if it cannot be copied, such as a lock or an open file."""
     if type(value) in CONTAINERS and not value:  # most of a module: its hooks of every kind
         return type(value)()
     if isinstance(value, Tensor) and not value.is_leaf:  # torch refuses to copy these

@@ -66,7 +66,7 @@ def _strip(report: ComparisonReport) -> HeatStrip:
             Cell("≈", "rounding"),
             *(_error_cell(10.0**power, f"error of 1e{power}") for power in (-9, -6, -3, -1)),
         ),
-        f"Relative error of a stage that is given {report.reference}'s values, in float64 where that could be run. The "
+        f"Relative error of a stage that is given {report.reference}'s values, in float64 if that could be run. The "
         "number is the power of ten. An empty cell is not shown by both models. Point at a cell for its value.",
     )
 

@@ -90,18 +90,18 @@ class ModuleSite:
 
     module: str  # name of the module
     entering: bool  # whether it is the module's first argument or its result
-    points: tuple[str, ...]  # what is shown; several where one tensor holds q, k and v
+    points: tuple[str, ...]  # what is shown; several if one tensor holds q, k and v
     width: int  # size of the last dimension; another one is refused
     axes: tuple[str, ...] = ()  # axes of the last dimension of the program's tensor, such as ("part", "head", "d_head")
     sizes: tuple[int, ...] = ()  # their sizes
     # which of the reference's heads comes at each place; None if they are in order
     heads: tuple[int, ...] | None = None
-    # which head this is, where the program keeps heads apart, and how many there are
+    # which head this is, if the program keeps heads apart, and how many there are
     head: tuple[int, int] | None = None
     counts: tuple[int, ...] = ()  # how many heads each point has, if these numbers differ
 
     def read(self, value: Tensor) -> dict[str, Tensor]:
-        """The program's tensor [B, P, N] -> the points' values in the checkpoints' shapes; nothing where N is another.
+        """The program's tensor [B, P, N] -> the points' values in the checkpoints' shapes; nothing if N is another.
 
         A module that gives another width does more than its parameters say.
         """
@@ -137,7 +137,7 @@ class ModuleSite:
 
 
 def sites_of(alignment: Alignment, module: nn.Module, schema: Schema) -> list[ModuleSite]:
-    """Where a module shows which points; the innermost module comes first where several show the same."""
+    """Where a module shows which points; the innermost module comes first if several show the same."""
     finder = _Finder(alignment, schema)
     modules = dict(module.named_modules())
     sites: list[ModuleSite] = []

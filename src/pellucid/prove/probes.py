@@ -127,7 +127,7 @@ class Probes:
     def every(self, rows: int, length: int) -> Tensor:
         """Ids in an order of their own [rows, length], from the first again if there are fewer.
 
-        There is a row more where there would be as many as positions: which axis is which could not be seen.
+        There is a row more if there would be as many as positions: which axis is which could not be seen.
         """
         rows += 1 < rows == length
         order = torch.randperm(self.vocabulary, generator=torch.Generator().manual_seed(1))

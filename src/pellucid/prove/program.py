@@ -163,7 +163,7 @@ class Program:
             return [self._logits(self._output(module, ids), ids) for ids in batches]
 
     def failure(self, ids: Tensor, error: Exception) -> str:
-        """What a run raises, and in which module; `error` itself where a run with hooks raises nothing."""
+        """What a run raises, and in which module; `error` itself if a run with hooks raises nothing."""
         entered: list[str] = []
 
         def entering(path: str) -> Callable[..., None]:
@@ -232,7 +232,7 @@ class _EndedError(BaseException):
 
 
 class _Recorder:
-    """Hooks that keep what each site shows, and put the reference's value in its place where there is one."""
+    """Hooks that keep what each site shows, and put the reference's value in its place if there is one."""
 
     def __init__(self, shape: tuple[int, ...], forced: Values, last: str = "") -> None:
         self.shape = shape

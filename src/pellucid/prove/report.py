@@ -159,8 +159,8 @@ class ComparisonReport:
     def coverage(self) -> dict[str, tuple[int, int]]:
         """Kind of checkpoint, such as "attn.ckpt_q" -> in how many blocks both show it, and of how many.
 
-        "logits" is there only where a program gives those of some positions: of how many, and of how many that ran;
-        "ids" and "positions" only where the logits were compared for some of those that the model has.
+        "logits" is there only if a program gives those of some positions: of how many, and of how many that ran;
+        "ids" and "positions" only if the logits were compared for some of those that the model has.
         """
         counts: dict[str, tuple[int, int]] = {}
         shown = {row.name for row in self.checkpoints}
@@ -177,7 +177,7 @@ class ComparisonReport:
         """Kind of parameter -> the smallest relative change of one weight that the runs alone would reveal.
 
         Found by injecting errors into copies when it is first asked for, with the parameters not compared; None
-        where not even a change by a tenth shows. Empty where nothing was run, or where the other
+        if not even a change by a tenth shows. Empty if nothing was run, or if the other
         program does not run in float64.
         """
         return {} if self.probe is None or not self.checkpoints else self.probe.measure()
@@ -291,7 +291,7 @@ def relative_changes(rows: Iterable[ParameterRow]) -> dict[str, float]:
 
 
 def describe_difference(comparison: TensorComparison) -> str:
-    """A tensor's difference in words. Steps between numbers are counted only where both have one size."""
+    """A tensor's difference in words. Steps between numbers are counted only if both have one size."""
     if not comparison.max_abs:
         return "differs in its bits only: zeros of another sign, or NaNs"
     words = f"differs by up to {comparison.max_abs:.3g}, by {comparison.relative:.2g} of its norm"

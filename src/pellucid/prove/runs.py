@@ -46,7 +46,7 @@ class Runs:
     # what gave the expected values, to see what rounding comes to on its way through it; None if that is not asked for
     reference: Glass | None = None
     rounded: dict[str, float] | None = None
-    # what the reference itself computes, where the expected values are those of one with other constants
+    # what the reference itself computes, if the expected values are those of one with other constants
     exact: Values | None = None
 
     @property
@@ -107,7 +107,7 @@ class Runs:
     def _errs(self, point: str) -> bool:
         """Whether the forced run is off at a point by more than rounding comes to on its way from the forced values.
 
-        Where that way is long, as in a program that shows nothing but its logits, a model may amplify rounding.
+        If that way is long, as in a program that shows nothing but its logits, a model may amplify rounding.
         """
         error = self.error(self.forced, point)
         return error > BEYOND_ROUNDING and error > self.limit(point)
@@ -175,7 +175,7 @@ class Runs:
         return self.amplified and self.limit() > BLURRED
 
     def amplification(self) -> str:
-        """What to say of rounding that is amplified; nothing where it is not."""
+        """What to say of rounding that is amplified; nothing if it is not."""
         if not self.amplified:
             return ""
         words = "rounding is amplified on its way: the error of every stage alone is rounding"

@@ -127,9 +127,9 @@ def _from_transformers(name: str, options: LoadOptions) -> Opened:
 
 
 def pairs(a: Side, b: Side) -> list[Pair]:
-    """The comparisons that answer whether a and b are the same; two where the reference has to be built.
+    """The comparisons that answer whether a and b are the same; two if the reference has to be built.
 
-    None at all where no side is a program of a known family.
+    None at all if no side is a program of a known family.
     """
     if isinstance(a, CkptedTransformer):
         return [Pair(a, b)]
@@ -145,7 +145,7 @@ def pairs(a: Side, b: Side) -> list[Pair]:
 
 
 def unknown(a: Side, b: Side) -> InputError:
-    """What is raised where neither side is known to be of a family."""
+    """What is raised if neither side is known to be of a family."""
     known = " or ".join(family.name for family in FAMILIES)
     return InputError(
         f"compare: {type(a).__name__} and {type(b).__name__}, and neither could be recognised as a model of {known}.",
@@ -194,7 +194,7 @@ def ids_of(
 
 
 DEFAULT_TEXT = "alpha beta gamma delta epsilon"
-"""What both sides run where nothing else is given."""
+"""What both sides run if nothing else is given."""
 
 DRAWN = 32
 """How many ids are drawn at most."""

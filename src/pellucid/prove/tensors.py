@@ -25,7 +25,7 @@ class TensorComparison:
     Attributes:
         fraction: Share of values within atol=1e-4 and rtol=1e-3 of each other (`torch.isclose`).
         bit_equal: Whether every bit is the same (so that -0 differs from 0, and a NaN equals its own bits).
-        max_abs: Largest absolute difference; nan where either holds a NaN that the other has not.
+        max_abs: Largest absolute difference; nan if either holds a NaN that the other has not.
         max_rel: Largest difference relative to the second tensor's value.
         max_ulp: Largest number of representable values between two numbers, in the coarser dtype of the two.
         shape: Their shape.
@@ -185,7 +185,7 @@ def _wrap(value: int) -> int:
 
 
 def what_buffer(tensor: Tensor, known: bool) -> str:
-    """What a tensor is that holds no parameter, in words; an empty string where it may be one."""
+    """What a tensor is that holds no parameter, in words; an empty string if it may be one."""
     if tensor.numel() <= 1 and (known or not tensor.is_floating_point()):
         return "a single value"
     if tensor.dim() >= 2 and tensor.shape[-1] == tensor.shape[-2] and tensor.numel() == tensor.shape[-1] ** 2:

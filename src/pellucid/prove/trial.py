@@ -1,8 +1,8 @@
 """Both programs on one batch of ids: watched, and once more as the caller runs it, with nobody looking.
 
 Looking can change what a program computes: torch's fused encoder layers and attention, compiled modules and patched
-forwards run other code where hooks, modes or gradients are. So the logits that are judged are those of a run without
-any instrument; where they are not the watched run's to the bit, float64 says whether the two are one function.
+forwards run other code if hooks, modes or gradients are. So the logits that are judged are those of a run without
+any instrument; if they are not the watched run's to the bit, float64 says whether the two are one function.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Trial:
         program: The other program, as the caller runs it.
         ids: [B, P].
         precise: The reference with the constants of the other program, for float64.
-        given: Both as their callers run them, where they are converted to be compared.
+        given: Both as their callers run them, if they are converted to be compared.
 
     Attributes:
         single: The runs in the programs' own dtype.
@@ -134,7 +134,7 @@ class Trial:
                               "the logits of the former, and its checkpoints are left out")  # fmt: skip
 
     def note_gradients(self) -> None:
-        """Say so where the program computes something else with gradients enabled; nothing is judged by that."""
+        """Say so if the program computes something else with gradients enabled; nothing is judged by that."""
         with contextlib.suppress(Exception):  # a program that only runs without gradients is run so by its caller
             if not same_bits(self.program.plain(self.ids, gradients=True), self.plain):
                 double = Unwatched(self.program, gradients=True).run(self.ids, None, DOUBLE)[LOGITS]
@@ -232,7 +232,7 @@ def mode_note(name: str, module: nn.Module, ids: Tensor, head: Tensor) -> list[s
 
 
 def _dropout(children: list[nn.Module]) -> str:
-    """The dropout that acts, in words; nothing where no module of torch's says so."""
+    """The dropout that acts, in words; nothing if no module of torch's says so."""
     rates = [child.p for child in children if isinstance(child, _DropoutNd) and child.training and child.p]
     if not rates:
         return ""

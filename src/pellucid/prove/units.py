@@ -93,7 +93,7 @@ def makers_of(schema: Schema) -> tuple[Maker, ...]:
     """The makers of a model, in execution order.
 
     What a matrix reads is the last value before, inside the blocks, that has the axes which it sums over; the module of
-    a gain reads the last one before it. A family says it only where that is another (`Point.reads`).
+    a gain reads the last one before it. A family says it only if that is another (`Point.reads`).
     """
     axes, found = unit_axes(schema), list[Maker]()
     before: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -119,12 +119,12 @@ def makers_of(schema: Schema) -> tuple[Maker, ...]:
 class Group:
     """Units that another program may keep in one tensor."""
 
-    # their names; stacked along a first axis "part" where there are several kinds, and along "layer" before it where
+    # their names; stacked along a first axis "part" if there are several kinds, and along "layer" before it if
     # they span all blocks
     units: tuple[str, ...]
     inner: tuple[str, ...]  # the axes of each of them
-    head: int | None = None  # one head of every unit, where the program keeps heads apart
-    layers: int = 0  # how many blocks are stacked; 0 where the group belongs to one
+    head: int | None = None  # one head of every unit, if the program keeps heads apart
+    layers: int = 0  # how many blocks are stacked; 0 if the group belongs to one
     # How many heads each unit has, if these numbers differ; such units follow one another along the axis of heads. ()
     # if they do not differ.
     heads: tuple[int, ...] = ()
@@ -213,7 +213,7 @@ class GroupTransform:
         return natural.permute([group.axes.index(axis) for axis in self.axes]).reshape(tuple(shape))
 
     def undo(self, tensor: Tensor, group: Group, natural_shape: Sequence[int]) -> Tensor:
-        """The other program's tensor -> the group's natural tensor; a view where there is one."""
+        """The other program's tensor -> the group's natural tensor; a view if there is one."""
         order = [group.axes.index(axis) for axis in self.axes]
         inverse = [order.index(i) for i in range(len(order))]
         natural = tensor.reshape([natural_shape[i] for i in order]).permute(inverse)

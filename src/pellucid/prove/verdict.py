@@ -1,6 +1,6 @@
 """From evidence to words: the verdict, its notes, the rows of parameters, and what the names of tensors say against it.
 
-Where nothing is run, an exchange of two tensors would not show: their values are all there. But a number in a name,
+If nothing is run, an exchange of two tensors would not show: their values are all there. But a number in a name,
 divided by how many things of that name a block has, is the block's; weight and bias of a module belong together; its
 matrices lie one way round; and the heads of a layer stand in one order.
 """
@@ -53,7 +53,7 @@ def rearranged(alignment: Alignment) -> bool:
 
 
 def rows_of_parameters(alignment: Alignment, *, swapped: bool) -> tuple[ParameterRow, ...]:
-    """The alignment's matches as rows; `swapped` where the reference is the second model."""
+    """The alignment's matches as rows; `swapped` if the reference is the second model."""
     rows: list[ParameterRow] = []
     for match in alignment.matches:
         head = "" if match.group.head is None else f"[{match.group.head}]"
@@ -110,7 +110,7 @@ MOST_IN_A_BLOCK = 8
 
 
 def doubts(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """What speaks against an alignment that was found by value, in words; nothing where the names agree with it."""
+    """What speaks against an alignment that was found by value, in words; nothing if the names agree with it."""
     certain = [match for match in alignment.matches if not match.ambiguous]
     return (
         *(f"names and values disagree: {found}" for found in (*_of_numbers(certain), *_of_modules(certain))),
@@ -216,7 +216,7 @@ def _of_heads(
 
 
 def _one_by_one(matches: Sequence[Match]) -> Iterator[tuple[int, list[Match]]]:
-    """A layer and the tensors of one name in it, where they hold a head each."""
+    """A layer and the tensors of one name in it, if they hold a head each."""
     rows: dict[tuple[int, str], list[Match]] = defaultdict(list)
     for match in matches:
         if match.group.head is not None:

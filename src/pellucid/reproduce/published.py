@@ -21,7 +21,7 @@ class Published:
     """A number that was published about a model.
 
     Attributes:
-        name: What it is, with its unit where it has one.
+        name: What it is, with its unit if it has one.
         value: The number.
         tolerance: How far from it, or on the wrong side of it, a number may be that agrees with it.
         source: Paper and section, or repository and file.

@@ -80,7 +80,7 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
             by: The function that the user called, for messages.
 
         Raises:
-            InputError: No model is held and none was given, it was changed since the run, or another one was given.
+            InputError: If no model is held or given, it was changed since the run, or another one was given.
         """
         return model_of(self._origin, model, by, self.schema)
 
@@ -143,7 +143,7 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
             default: What to return for a checkpoint that was not captured.
 
         Raises:
-            UnknownNameError: No such checkpoint, whether or not a default is given.
+            UnknownNameError: If there is no such checkpoint, whether or not a default is given.
 
         Example:
             >>> import pellucid as pl
@@ -173,7 +173,7 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
             name: Which, without its block: "attn.ckpt_pattern", "pattern", "blocks.*.attn.ckpt_pattern" or an alias.
 
         Raises:
-            UnknownNameError: No such checkpoint, one outside the blocks or of a single block, or it was not captured.
+            UnknownNameError: If there is no such checkpoint in every block, or it was not captured.
 
         Example:
             >>> import pellucid as pl
@@ -203,7 +203,7 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
             row: Which text, counted from 0.
 
         Raises:
-            InputError: There is no such text, or some positions alone were kept.
+            InputError: If there is no such text, or some positions alone were kept.
 
         Example:
             >>> import pellucid as pl
@@ -241,7 +241,7 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
             model: The model that made the values, if they were saved or pickled since.
 
         Raises:
-            InputError: There is no such text or token, the model is missing, or the run cannot be repeated to the bit.
+            InputError: If there is no such text or token, no model, or the run cannot be repeated to the bit.
             MissingExtraError: xarray is not installed.
 
         Example:
@@ -255,7 +255,7 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
     def to_xarray(self) -> xarray.Dataset:
         """Labelled arrays, one for each kind of checkpoint, blocks along `layer`.
 
-        Pads are NaN, and so is a block in which a kind was not captured though another was. Where keys and values have
+        Pads are NaN, and so is a block in which a kind was not captured though another was. If keys and values have
         fewer heads than queries, their head axis is called `head_kv` here.
 
         Columns have the coordinates `token` and `position` (of queries and keys `query_token` and so on); a pad's
@@ -304,7 +304,7 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
 
         Args:
             dims: The axes to label, such as ("batch", "pos", "head").
-            of: Whose heads, where keys have fewer than queries: a checkpoint's name without its block.
+            of: Whose heads, if keys have fewer than queries: a checkpoint's name without its block.
 
         Example:
             >>> import pellucid as pl
@@ -333,9 +333,9 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
         """Read a file that `save` wrote.
 
         Raises:
-            NotFoundError: No such file.
-            WeightsError: It cannot be opened.
-            InputError: A file of something else, or a damaged one.
+            NotFoundError: If there is no such file.
+            WeightsError: If it cannot be opened.
+            InputError: If the file holds something else, or is damaged.
         """
         held = load_captures(path)
         origin, edited = Known(held.provenance), held.edited

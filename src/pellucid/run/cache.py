@@ -180,7 +180,7 @@ class KeyValueCache:
             capacity: The copy's capacity; the same if None.
 
         Raises:
-            InputError: It would not hold what is there.
+            InputError: If it would not hold what is there.
         """
         columns = self.capacity if capacity is None else capacity
         copies, room = as_whole(rows), as_whole(columns)
@@ -227,9 +227,9 @@ class KeyValueCache:
         """Read a file that `save` wrote; `fork(capacity=…)` makes room for more.
 
         Raises:
-            NotFoundError: No such file.
-            WeightsError: It cannot be opened.
-            InputError: A file of something else, or a damaged one.
+            NotFoundError: If there is no such file.
+            WeightsError: If it cannot be opened.
+            InputError: If the file holds something else, or is damaged.
         """
         try:
             _, tensors = own_file.load(path, _KIND)

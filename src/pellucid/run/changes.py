@@ -23,7 +23,7 @@ class Site:
     axes: Axes  # the axes of its value
     batch: Batch
     whole: Tensor  # the whole value, as it was
-    # the column of the text at which the value begins, where a text is run piece by piece; else None
+    # the column of the text at which the value begins, if a text is run piece by piece; else None
     start: int | None = None
     chosen: list[int] | None = None  # which of the positions that the edit names are in this piece; None for all
 
@@ -114,7 +114,7 @@ def fitting(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
 
 
 def _require_source(source: ActivationCkpts, value: Tensor, site: Site, region: Region) -> None:
-    """Refuse a source whose values do not fit, but for its number of positions where some of them are chosen."""
+    """Refuse a source whose values do not fit, but for its number of positions if some of them are chosen."""
     if source.part != Region():
         raise EditError(
             f"patch at {site.name}: the source holds a part of each value, expected whole values.",

@@ -111,7 +111,7 @@ def estimate_generation(
         rows_each: Sequences or beams of each prompt.
 
     Raises:
-        InputError: Numbers of tokens or rows that cannot be.
+        InputError: If a number of tokens or rows is out of range.
 
     Example:
         >>> import pellucid as pl
@@ -183,7 +183,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the parameters of any module, each number once and each name once, per component.
 
     Raises:
-        InputError: Something else than a module.
+        InputError: If it is no module.
 
     Example:
         >>> import pellucid as pl

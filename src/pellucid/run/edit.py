@@ -176,7 +176,7 @@ class Edit:
         """Warn of columns of which one is a pad in a text that is changed."""
         mask, axes = site.batch.mask, (Axis.BATCH, Axis.POS)
         mask = take(mask, Region(rows=self.region.rows).indices(site.name, mask.shape, axes, strict=True))
-        columns = columns + (site.start or 0)  # of the prompts, where a text is run piece by piece
+        columns = columns + (site.start or 0)  # of the prompts, if a text is run piece by piece
         warn_of_pads(repr(self), self.region.pos, columns[columns < mask.size(1)], mask)
 
     def _misfit(self, site: Site, what: str) -> EditError:

@@ -49,7 +49,7 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
         tokenizer: For text; ids alone work without one.
         attention: "auto" fuses every layer that nobody looks inside, "eager" makes every layer explicit.
         numerics: "exact" performs transformers' operations, "fast" may fuse them, "packed" also keeps second
-            copies of the weights where they save time, "bfloat16" multiplies by the weights in bfloat16.
+            copies of the weights if they save time, "bfloat16" multiplies by the weights in bfloat16.
         provenance: Where the weights came from, and what was assumed on the way.
         generation: What a `generation_config.json` says; without one, what the configuration says counts.
 
@@ -214,8 +214,8 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
             Logits [B, P, V], or [B, 1, V] with `last_only`.
 
         Raises:
-            InputError: A place where no run can start, or a value that does not fit the batch.
-            EditError: An edit that does not fit, or that never fired.
+            InputError: If no run can start at the place, or the value does not fit the batch.
+            EditError: If an edit does not fit, or never fired.
 
         Example:
             >>> import pellucid as pl
@@ -302,7 +302,7 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
                 from there on.
             edits: Changes on the way, in this order; captures see what the model goes on with.
             pos: Columns of the batch to keep (queries, for scores and patterns); every axis stays.
-            heads: Heads to keep, where there is a head axis.
+            heads: Heads to keep, if there is a head axis.
             grads: Hand out tensors on the path of the gradient instead of snapshots. Layers whose scores,
                 pattern or scaled values are asked for then run explicitly and may differ in the last bits.
 
@@ -310,9 +310,9 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
             Logits [B, P, V], and the captured values in execution order.
 
         Raises:
-            UnknownNameError: A name that does not exist, a pattern that matches nothing, or a name that
+            UnknownNameError: If a name does not exist, a pattern matches nothing, or a name
                 cannot fire because the run stops before it or starts after it.
-            EditError: An edit that does not fit, or that never fired.
+            EditError: If an edit does not fit, or never fired.
         """
         if grads and (pos is not None or heads is not None):
             raise InputError(

@@ -106,7 +106,7 @@ def model_of(origin: Origin | Known | None, given: Network | None, by: str, sche
 
 
 def execution_of(model: Any) -> dict[str, str]:
-    """`numerics` and `attention` of a model, in which runs of the same weights differ; empty where it has none."""
+    """`numerics` and `attention` of a model, in which runs of the same weights differ; empty if it has none."""
     execution = getattr(model, "execution", None)
     return asdict(execution) if isinstance(execution, Execution) else {}
 

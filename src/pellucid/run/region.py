@@ -20,7 +20,7 @@ Index = int | slice | Iterable[int] | None
 
 @dataclass(frozen=True)
 class Region:
-    """A selection along the axes of a checkpoint's value; every axis stays, also where one entry is chosen."""
+    """A selection along the axes of a checkpoint's value; every axis stays, even if one entry is chosen."""
 
     pos: Index = None  # columns of the batch, pads counted (queries, for scores and patterns)
     heads: Index = None  # attention heads

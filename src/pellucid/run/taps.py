@@ -88,7 +88,7 @@ def _copy(value: Tensor) -> Tensor:
 class EditTap:
     """The edits of one run: applies them in the order given and counts.
 
-    Where a text is run piece by piece, `start` is the first column of what runs; positions are those of the text.
+    If a text is run piece by piece, `start` is the first column of what runs; positions are those of the text.
     """
 
     def __init__(self, edits: Edit | Sequence[Edit], batch: Batch, model: Network, start: int | None = None) -> None:
@@ -154,7 +154,7 @@ def warn_of_dropout(model: Network, verb: str, modules: Iterable[nn.Module] | No
     """Warn that what a verb returns is random, if the model trains and dropout acts.
 
     Training is not warned of: it calls the model, or a verb whose values gradients flow back from. `modules` are
-    the model's, where the caller has them.
+    the model's, if the caller has them.
     """
     rates = {name: getattr(model.config, name) for name in family_of(model.config).dropouts}
     if not any(rates.values()):

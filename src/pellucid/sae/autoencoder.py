@@ -54,7 +54,7 @@ class SparseAutoencoder(nn.Module):
             "gated" "b_gate", "b_mag" and "r_mag" [F] in place of "b_enc". They become parameters, without a copy.
 
     Raises:
-        WeightsError: A tensor that is missing, or of another shape or dtype than the others.
+        WeightsError: If a tensor is missing, or has another shape or dtype than the others.
 
     Example:
         >>> import torch
@@ -116,10 +116,10 @@ class SparseAutoencoder(nn.Module):
         return self.split(x).reconstruction
 
     def encode(self, x: Tensor) -> Tensor:
-        """Compute the features [..., F] of values [..., D], or [..., H, K] where values have heads.
+        """Compute the features [..., F] of values [..., D], or [..., H, K] if values have heads.
 
         Raises:
-            ShapeError: Values of another width.
+            ShapeError: If the values have another width.
         """
         frame = self.frame(x)
         given = frame.value - self.b_dec if self.config.subtract_b_dec else frame.value
@@ -148,7 +148,7 @@ class SparseAutoencoder(nn.Module):
             Values in the shape and dtype of `x`; [..., D] without it.
 
         Raises:
-            InputError: No `x`, though the input is normalized or centred.
+            InputError: If there is no `x`, though the input is normalized or centred.
         """
         if x is None and (self.config.normalization != "none" or self.config.centred):
             raise InputError(
@@ -169,7 +169,7 @@ class SparseAutoencoder(nn.Module):
         """Return the features of values, what they stand for, and the error that is left.
 
         Args:
-            x: [..., D], or [..., H, K] where values have heads.
+            x: [..., D], or [..., H, K] if values have heads.
 
         Example:
             >>> import torch
@@ -185,7 +185,7 @@ class SparseAutoencoder(nn.Module):
         return Split(features, reconstruction, x - reconstruction)
 
     def moved(self, x: Tensor, difference: Tensor, features: Tensor) -> Tensor:
-        """Compute decode(f + difference) - decode(f), exactly zero where the difference is.
+        """Compute decode(f + difference) - decode(f), exactly zero if the difference is.
 
         Args:
             x: The values whose features these are.
@@ -232,7 +232,7 @@ class SparseAutoencoder(nn.Module):
         """The checkpoint's name in a model.
 
         Raises:
-            UnknownNameError: The model has no such checkpoint.
+            UnknownNameError: If the model has no such checkpoint.
         """
         return aliases.resolved(self.config.at, schema)
 
@@ -240,8 +240,8 @@ class SparseAutoencoder(nn.Module):
         """Return the features of a run, [batch, pos, feature]; pads are NaN. The run captured the autoencoder's place.
 
         Raises:
-            UnknownNameError: The place is not in the model, or was not captured.
-            ShapeError: Values of another width.
+            UnknownNameError: If the place is not in the model, or was not captured.
+            ShapeError: If the values have another width.
         """
         return splice.features(self, ckpts)
 
@@ -298,7 +298,7 @@ class SparseAutoencoder(nn.Module):
         rounded once. `prove_fold` proves it.
 
         Raises:
-            InputError: A "topk" that compares plain pre-activations, which others would then be the largest of.
+            InputError: For a "topk" that compares plain pre-activations, which others would then be the largest of.
         """
         return self.rounded(sae_config.folded(self))
 
@@ -315,7 +315,7 @@ class SparseAutoencoder(nn.Module):
             The largest difference of reconstructions, relative to the largest number in them.
 
         Raises:
-            NumericsError: It is more than 1e-10, or weights differ: one of the two was changed since.
+            NumericsError: If it is more than 1e-10, or weights differ: one of the two was changed since.
         """
         return sae_config.proved(self, folded, x)
 
@@ -332,6 +332,6 @@ class SparseAutoencoder(nn.Module):
         """Write `cfg.json` and `sae_weights.safetensors` as SAELens 6 does, which it and `pl.sae.load` read to the bit.
 
         Raises:
-            WeightsError: They cannot be written.
+            WeightsError: If they cannot be written.
         """
         saelens.save(self.config, {name: p.detach().cpu() for name, p in self.named_parameters()}, folder)

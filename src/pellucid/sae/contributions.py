@@ -65,8 +65,8 @@ def direct(
         "error"; the coordinate `index` has the features' numbers, -1 for the others. Pads are NaN.
 
     Raises:
-        UnknownNameError: A checkpoint that is needed was not captured.
-        InputError: A value that is not written into the stream before `at`.
+        UnknownNameError: If a checkpoint that is needed was not captured.
+        InputError: If the value is not written into the stream before `at`.
 
     Example:
         >>> import torch

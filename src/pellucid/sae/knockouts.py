@@ -60,8 +60,8 @@ def ablate(
         as it is. Control-C ends it with a warning; what was not measured then is NaN.
 
     Raises:
-        InputError: Features that do not exist, or more than fits into memory.
-        NumericsError: A metric that is not finite on the plain run.
+        InputError: If features do not exist, or do not fit into memory.
+        NumericsError: If the metric is not finite on the plain run.
 
     Example:
         >>> import torch
@@ -121,8 +121,8 @@ def patch(
         metric of the two plain runs. Control-C ends it with a warning; what was not measured then is NaN.
 
     Raises:
-        InputError: Features that do not exist, texts of other lengths, or more than fits into memory.
-        NumericsError: A metric that is not finite on a plain run.
+        InputError: If features do not exist, texts have other lengths, or all of it does not fit into memory.
+        NumericsError: If the metric is not finite on a plain run.
 
     Example:
         >>> import torch
@@ -160,7 +160,7 @@ def _own(sae: SparseAutoencoder, value: Tensor) -> Tensor:
 def _measured(
     sae: SparseAutoencoder, base: Base, name: str, changes: Tensor, features: Index, *, per_text: bool, progress: bool
 ) -> xarray.DataArray:
-    """The metric of each run in which one feature is changed; the base run's where nothing changes.
+    """The metric of each run in which one feature is changed; the base run's if nothing changes.
 
     `changes` [B, P, F] are what would be added to each feature, not at pads; without `features`, those with a change
     anywhere count.

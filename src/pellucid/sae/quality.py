@@ -93,7 +93,7 @@ def evaluate(
         progress: Whether to draw a bar on stderr, if that is a terminal.
 
     Raises:
-        InputError: No texts, or none with a token behind those that are skipped.
+        InputError: If there are no texts, or none with a token behind those that are skipped.
         UnknownNameError, ShapeError: The model has no such checkpoint, or in another width.
 
     Example:

@@ -46,8 +46,8 @@ class SaeConfig:
         about: What is known of its training, such as "model_name"; saved again with it.
 
     Raises:
-        ConfigError: A value that cannot be.
-        UnknownNameError: A checkpoint that no family has.
+        ConfigError: If a value is out of range.
+        UnknownNameError: If no family has the checkpoint.
     """
 
     at: str

@@ -151,9 +151,9 @@ def load(
         device: Where the parameters go.
 
     Raises:
-        NotFoundError: No such folder, or none with an autoencoder in it.
-        ConfigError: A description that cannot be, that leaves something open, or something that is not implemented.
-        WeightsError: Weights that cannot be read, do not fit the description, or are not finite.
+        NotFoundError: If there is no such folder, or no autoencoder in it.
+        ConfigError: If the description cannot be, leaves something open, or says what is not implemented.
+        WeightsError: If the weights cannot be read, do not fit the description, or are not finite.
 
     Example:
         >>> import tempfile, torch

@@ -64,7 +64,7 @@ class Description:
         self.where, self.fields = where, fields
 
     def get(self, name: str, kind: type[_T], default: _T | None = None) -> _T:
-        """A field of this type; the default where it is missing or null."""
+        """A field of this type; the default if it is missing or null."""
         value = self.fields.get(name)
         value = default if value is None else value
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -33,8 +33,8 @@ class Batch(Listed):
         ids: [B, P] token ids; pads hold the config's pad id, else an end id, else 0.
         mask: [B, P], true at real positions.
         positions: [B, P], counted from each text's first real token; 0 at pads.
-        tokenizer: What gives the tokens' texts; ids are shown as digits where there is none.
-        labels: The tokens' texts, where they are known already.
+        tokenizer: What gives the tokens' texts; ids are shown as digits if there is none.
+        labels: The tokens' texts, if they are known already.
         checked: The configuration that the batch was made for, which need not be checked again.
     """
 
@@ -51,7 +51,7 @@ class Batch(Listed):
 
     @property
     def padded(self) -> bool:
-        """Whether any row has pads; looked up once, and again where the mask was written to."""
+        """Whether any row has pads; looked up once, and again if the mask was written to."""
         if self._padded is None or self._padded[1] != self._writes():
             return self.known(padded=not bool(self.mask.all())).padded
         return self._padded[0]
@@ -92,7 +92,7 @@ class Batch(Listed):
         return values[torch.arange(len(last), device=last.device), last][:, None]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device; itself where it is there."""
+        """The same batch on a device; itself if it is there."""
         if all(tensor.device == torch.device(device) for tensor in (self.ids, self.mask, self.positions)):
             return self
         ids, mask, positions = (tensor.to(device) for tensor in (self.ids, self.mask, self.positions))
@@ -128,7 +128,7 @@ def mask_beside(ids: Tensor) -> Tensor | None:
 
 
 def without_pads(ids: Tensor) -> Tensor:
-    """These ids, remembered as text throughout, also where an end id looks like a pad."""
+    """These ids, remembered as text throughout, even if an end id looks like a pad."""
     _MASKS[ids] = torch.ones_like(ids, dtype=torch.bool)
     return ids
 

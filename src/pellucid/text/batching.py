@@ -55,8 +55,8 @@ class Batcher:
             padding_side: Where rows shorter than the longest get their pads, "left" or "right".
 
         Raises:
-            InputError: Nothing to run, ids outside the vocabulary, a text longer than the context, pads without
-                a mask, or an input of another kind.
+            InputError: If there is nothing to run, an id is outside the vocabulary, a text is too long, pads have no
+                mask, or the input is of another kind.
         """
         if isinstance(inputs, Batch):
             if mask is not None:

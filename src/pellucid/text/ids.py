@@ -29,7 +29,7 @@ _IGNORED_KEYS = frozenset({"special_tokens_mask", "offset_mapping", "overflow_to
 
 _ANOTHER_COMPUTATION = {
     "token_type_ids": (
-        "transformers adds the embeddings of token_type_ids to those of the ids, also where they are all 0, and "
+        "transformers adds the embeddings of token_type_ids to those of the ids, even if they are all 0, and "
         "pellucid does not",
         "Leave token_type_ids out: call the tokenizer with return_token_type_ids=False, or pass input_ids and "
         "attention_mask alone.",

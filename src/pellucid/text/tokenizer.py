@@ -56,7 +56,7 @@ class Tokenizer(metaclass=_Named):
         settings: What `tokenizer_config.json` says.
 
     Raises:
-        InputError: Another backend.
+        InputError: If it is another backend.
 
     Example:
         >>> import pellucid as pl
@@ -83,8 +83,8 @@ class Tokenizer(metaclass=_Named):
         transformers: `tokenizer_config.json`, or else `special_tokens_map.json` and `added_tokens.json`.
 
         Raises:
-            NotFoundError: There is no such folder.
-            WeightsError: A file that cannot be read.
+            NotFoundError: If there is no such folder.
+            WeightsError: If the file cannot be read.
         """
         folder = path_of(folder)
         if not folder.is_dir():
@@ -106,7 +106,7 @@ class Tokenizer(metaclass=_Named):
         """Read the `meta.pkl` of nanoGPT's character-level data; None for one without characters.
 
         Raises:
-            WeightsError: Another file, or one that would run code.
+            WeightsError: If it is another file, or one that would run code.
         """
         read = tokenizer_files.from_characters(path_of(path))
         if read is None:
@@ -121,8 +121,8 @@ class Tokenizer(metaclass=_Named):
         """Read a `tokenizer.json` as it is, without what other files of its folder say.
 
         Raises:
-            NotFoundError: There is no such file.
-            WeightsError: Something else than such a file.
+            NotFoundError: If there is no such file.
+            WeightsError: If it is no such file.
         """
         path = path_of(path)
         if path.is_dir():
@@ -215,7 +215,7 @@ class Tokenizer(metaclass=_Named):
             skip_special_tokens: Whether to leave out tokens such as "<|endoftext|>".
 
         Raises:
-            InputError: A negative id, or one that no vocabulary has.
+            InputError: If an id is negative, or one that no vocabulary has.
         """
         own, before = listed(ids), listed(after)
         without = [token for token in own if self._backend.id_to_token(token) is None]
@@ -287,7 +287,7 @@ class Tokenizer(metaclass=_Named):
         """The id of a text that is exactly one token.
 
         Raises:
-            InputError: It is none or several.
+            InputError: If it is none or several.
         """
         return one_token(self, piece)
 
@@ -298,7 +298,7 @@ class Tokenizer(metaclass=_Named):
         transformers reads them as a tokenizer with the same ids and special tokens.
 
         Raises:
-            WeightsError: The folder cannot be written.
+            WeightsError: If the folder cannot be written.
         """
         atomic.write_folder(path_of(folder), [(n, atomic.text_writer(text)) for n, text in self.files().items()])
 

@@ -221,7 +221,7 @@ def not_read(folder: Path) -> str | None:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, with `special_tokens_map.json` where transformers reads that too."""
+    """`tokenizer_config.json`, with `special_tokens_map.json` if transformers reads that too."""
     settings = _object(folder / "tokenizer_config.json")
     if settings.get("tokenizer_class") is None:
         settings["tokenizer_class"] = _object(folder / "config.json").get("tokenizer_class")
@@ -244,7 +244,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _as_transformers_runs(stored: Any, settings: Mapping[str, Any]) -> Any:
-    """What a `tokenizer.json` holds, changed where the class that the folder names does not run it as it is."""
+    """What a `tokenizer.json` holds, changed if the class that the folder names does not run it as it is."""
     model = stored["model"]
     if settings["tokenizer_class"] in _RUN_AS_STORED or model.get("type", "BPE") != "BPE" or "merges" not in model:
         return stored

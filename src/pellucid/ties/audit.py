@@ -128,9 +128,9 @@ def audit_ties(
             `from_pretrained(..., tie_word_embeddings=...)`.
 
     Raises:
-        InputError: Not one of these.
-        NotFoundError: No such path.
-        WeightsError: A file that cannot be read.
+        InputError: If it is none of these.
+        NotFoundError: If there is no such path.
+        WeightsError: If the file cannot be read.
 
     Example:
         >>> import pellucid as pl

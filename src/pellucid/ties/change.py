@@ -58,8 +58,8 @@ def tie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool = 
         verify: Save into a temporary folder, reload and compare; a difference undoes the change and raises.
 
     Raises:
-        InputError: A model without a head.
-        WeightsError: A head that cannot be the embedding, or a reload that gave another model.
+        InputError: If the model has no head.
+        WeightsError: If the head cannot be the embedding, or a reload gave another model.
 
     Example:
         >>> import pellucid as pl
@@ -91,8 +91,8 @@ def untie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool 
         verify: As for `tie`.
 
     Raises:
-        InputError: A model without a head.
-        WeightsError: A head that is not plain, or a reload that gave another model.
+        InputError: If the model has no head.
+        WeightsError: If the head is not plain, or a reload gave another model.
     """
     head = head_of(model)
     rows = head.require_rows()
@@ -122,9 +122,9 @@ def replace_head(
         verify: As for `tie`.
 
     Raises:
-        InputError: A model without a head.
-        ShapeError: A head of another shape, dtype or device.
-        WeightsError: A head that a reload would lose.
+        InputError: If the model has no head.
+        ShapeError: If the head has another shape, dtype or device.
+        WeightsError: If a reload would lose the head.
 
     Example:
         >>> import pellucid as pl, torch

@@ -304,7 +304,7 @@ def changed_settings(
             if name in after and not _alike(before, after[name]):
                 happens = f"is {_said(before)} and comes back as {_said(after[name])}"
                 yield Loss(f"{path}.{name}" if path else name, "setting", happens)
-        # Of what no file holds, transformers computes frequencies again; other memory is what happened to lie there.
+        # Frequencies, which no file holds, transformers computes again; other memory is what happened to lie there.
         rotary = {name for name in module._non_persistent_buffers_set if name.endswith("inv_freq")}
         for name in sorted(rotary & fresh[path]._buffers.keys()):
             if code := _otherwise(module._buffers[name], fresh[path]._buffers[name]):

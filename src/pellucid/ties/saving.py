@@ -75,8 +75,8 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
         folder: Made if it does not exist.
 
     Raises:
-        InputError: Not a model of transformers.
-        WeightsError: Saving or reloading raises, or would give another model; or a folder that cannot be written.
+        InputError: If it is no model of transformers.
+        WeightsError: If saving or reloading raises or would give another model, or the folder cannot be written.
     """
     model = unwrapped(hf_model)
     if not is_hf(model):

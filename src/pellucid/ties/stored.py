@@ -108,13 +108,13 @@ def _predict(stored: load.Stored, config: Mapping[str, Any] | None) -> AfterRelo
 
 
 def _family(config: Mapping[str, Any]) -> Family | None:
-    """The family that a configuration names; the first one where it names none."""
+    """The family that a configuration names; the first one if it names none."""
     named = config.get("model_type", FAMILIES[0].name)
     return next((family for family in FAMILIES if family.name == named), None)
 
 
 def _is_tied_by_default(config: Mapping[str, Any]) -> bool:
-    """Whether the head is the embedding where a configuration does not say; transformers' own default if unknown."""
+    """Whether the head is the embedding if a configuration does not say; transformers' own default if unknown."""
     family = _family(config)
     return True if family is None else family.config.tie_word_embeddings
 
@@ -127,7 +127,7 @@ def _most_blocks(config: Mapping[str, Any], depth: int = 0) -> float:
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    """The class that wrote a checkpoint; "" where the configuration names none."""
+    """The class that wrote a checkpoint; "" if the configuration names none."""
     given = config.get("architectures")
     first = given[0] if isinstance(given, list) and given else given
     return first if isinstance(first, str) else ""

@@ -52,7 +52,7 @@ class Subject:
     kind: str  # "ours", "hf", "module", "state dict" or "checkpoint"
     named: tuple[Named, ...]  # every tensor under every name
     declared: Declared  # what is said about them
-    trainable: tuple[Tensor, ...] = ()  # the parameters themselves; empty where there are none
+    trainable: tuple[Tensor, ...] = ()  # the parameters themselves; empty if there are none
 
 
 def is_hf(x: object) -> bool:

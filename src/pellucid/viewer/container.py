@@ -129,7 +129,7 @@ class Trace(Mapping[str, TraceBlock]):
         """Write the trace into a file, whole or not at all.
 
         Raises:
-            WeightsError: It cannot be written.
+            WeightsError: If it cannot be written.
         """
         content = self.to_bytes()
         atomic.write_file(path, lambda place: place.write_bytes(content) and None)
@@ -139,9 +139,9 @@ class Trace(Mapping[str, TraceBlock]):
         """Read a file that `save` wrote.
 
         Raises:
-            NotFoundError: No such file.
-            WeightsError: It cannot be opened.
-            InputError: It is no trace, one of another version, or one that is damaged.
+            NotFoundError: If there is no such file.
+            WeightsError: If it cannot be opened.
+            InputError: If it is no trace, one of another version, or one that is damaged.
         """
         path = path_of(path)
         require_regular(path)

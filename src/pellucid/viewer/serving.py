@@ -110,7 +110,7 @@ def serve(
         sae: An autoencoder, whose features the screen of neurons then shows in their place.
 
     Raises:
-        InputError: The port is taken, or the text cannot be viewed.
+        InputError: If the port is taken, or the text cannot be viewed.
         MissingExtraError: starlette and uvicorn are not installed.
 
     Example:

@@ -60,8 +60,8 @@ def trace(
         sae: An autoencoder whose features the page shows in the place of neurons.
 
     Raises:
-        InputError: No text or several, one that is longer than the context or too large for a view, or no such token.
-        EditError: An edit that does not fit.
+        InputError: If it is not one text, is longer than the context or too large for a view, or has no such token.
+        EditError: If an edit does not fit.
 
     Example:
         >>> import pellucid as pl
@@ -90,7 +90,7 @@ def trace_of(
         model: The model that made the values, if they were saved or pickled since.
 
     Raises:
-        InputError: There is no such text or token, the model is missing, or the run cannot be repeated to the bit.
+        InputError: If there is no such text or token, no model, or the run cannot be repeated to the bit.
 
     Example:
         >>> import pellucid as pl

@@ -202,7 +202,7 @@ class View:
         )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """What a notebook shows: the view, or a picture or a line where it cannot run scripts."""
+        """What a notebook shows: the view, or a picture or a line if it cannot run scripts."""
         found: dict[str, Any] = {"text/plain": repr(self), "text/html": cell(self.trace, self._second)}
         picture = self._png()
         if picture is not None:
@@ -248,7 +248,7 @@ def view(
         sae: An autoencoder, whose features the screen of neurons then shows in their place.
 
     Raises:
-        InputError: No text or several, one that is longer than the context or too large for a view, or no such token.
+        InputError: If it is not one text, is longer than the context or too large for a view, or has no such token.
         MissingExtraError: xarray is not installed.
 
     Example:
@@ -281,8 +281,8 @@ def save_view(what: Any, path: str | Path) -> None:
         path: Where; an existing file is replaced whole or not at all.
 
     Raises:
-        InputError: Something else, or captured values that cannot be viewed.
-        WeightsError: It cannot be written.
+        InputError: If it is something else, or the captured values cannot be viewed.
+        WeightsError: If it cannot be written.
 
     Example:
         >>> import pellucid as pl

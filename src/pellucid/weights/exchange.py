@@ -72,7 +72,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
 
 @ordinary_tensors()
 def to_hf(model: Model) -> Any:
-    """A transformers model of the same family with copies of the model's tensors, tied where the model is.
+    """A transformers model of the same family with copies of the model's tensors, tied if the model is.
 
     It attends as the model does.
     """

@@ -36,8 +36,8 @@ class Content:
 
     format: str  # `safetensors`, `pickle` or `llm.c`
     tensors: dict[str, Tensor]  # names as the file has them, dense tensors on the CPU, in the file's dtypes
-    config: Mapping[str, Any] | None = None  # fields in transformers' names, where the file itself has them (llm.c)
-    model_args: Mapping[str, Any] | None = None  # nanoGPT's own description of the model, where the file has it
+    config: Mapping[str, Any] | None = None  # fields in transformers' names, if the file itself has them (llm.c)
+    model_args: Mapping[str, Any] | None = None  # nanoGPT's own description of the model, if the file has it
     key: str = ""  # where in the file the tensors lie; "" for the whole of it
     beside: tuple[str, ...] = ()  # the keys of what lies beside them
     how: str = ""  # how to get the tensors in Python, for remedies

@@ -72,7 +72,7 @@ class HubOptions:
 def locate(name: str | os.PathLike[str], options: HubOptions | None = None) -> Path:
     """The folder or file on this machine that holds the model of this name.
 
-    An existing path is returned as it is. Of a repository (an alias in `ALIASES`, or an id such as
+    An existing path is returned as it is. From a repository (an alias in `ALIASES`, or an id such as
     `openai-community/gpt2`), `config.json`, the best weights (`WEIGHT_FILES`), `generation_config.json` and the
     tokenizer's files are downloaded, all of one commit, unless they are cached; their folder is returned.
     """

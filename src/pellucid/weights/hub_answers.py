@@ -116,7 +116,7 @@ def _watch(response: Any) -> None:
     """Put a measured reading in the place of a response's own.
 
     Raises, when read:
-        WeightsError: Fewer than `SLOWEST` bytes a second came in `PATIENCE` seconds of waiting.
+        WeightsError: If fewer than `SLOWEST` bytes a second came in `PATIENCE` seconds of waiting.
     """
     expected = response.request.extensions["timeout"]["read"]
     if isinstance(expected, _Expected):

@@ -42,7 +42,7 @@ class Imported:
 
 
 def to_ours(tensors: Mapping[str, Tensor], config: Config, how: str = "model.state_dict()") -> Imported:
-    """Import a state dict of any known layout; our tensors are views of theirs where nothing had to be rearranged.
+    """Import a state dict of any known layout; our tensors are views of theirs if nothing had to be rearranged.
 
     Tensors that are unexplained, missing or misshapen are all listed in one error; `how` says in remedies how to get
     them in Python.
@@ -285,7 +285,7 @@ def _settle_head(ours: dict[str, Tensor], config: Config, layout: Layout) -> Imp
     """Tied, untied, or declared tied and different: what transformers 5.23 does, except that it warns only.
 
     A head that an untied configuration promises and the file lacks, which it would draw at random, was refused
-    before. Of two different matrices under a tied configuration both are kept.
+    before. Two different matrices under a tied configuration are both kept.
     """
     head = ours.pop(HEAD, None)
     if head is None:

@@ -41,7 +41,7 @@ _ORDINARY = ("norm.", "rotary_emb.")
 class _Words:
     """The names of a family's weights."""
 
-    prefix: str  # what transformers puts in front of them where a model has a head
+    prefix: str  # what transformers puts in front of them if a model has a head
     below: re.Pattern[str]  # the beginnings of names below the prefix
     weight: re.Pattern[str]  # a weight's name with whatever stands in front of it, which is the first group
     known: re.Pattern[str]  # the same of weights and buffers
@@ -146,7 +146,7 @@ def without_weight(name: str) -> str:
 
 
 def beside(names: Iterable[str]) -> set[str]:
-    """The names that do not lie under the one prefix of the model's weights; none where there is no prefix."""
+    """The names that do not lie under the one prefix of the model's weights; none if there is no prefix."""
     names = list(names)
     found = prefixes_of(names)
     prefix = next(iter(found)) if len(found) == 1 else ""
@@ -178,7 +178,7 @@ def their_shapes(layout: Layout, schema: Schema, *, headless: bool = False) -> d
 
 
 def buffers_among(tensors: Mapping[str, Tensor], config: Config) -> set[str]:
-    """The names, as given, of what the layout of these tensors drops; none where it is not known."""
+    """The names, as given, of what the layout of these tensors drops; none if it is not known."""
     given = canonical_names(tensors)
     layout = detect({name: tensors[names[0]] for name, names in given.items()})
     shapes = {} if layout is None else layout.buffers_of(config.schema)
@@ -188,7 +188,7 @@ def buffers_among(tensors: Mapping[str, Tensor], config: Config) -> set[str]:
 def from_ours(weights: Mapping[str, Tensor], config: Config, layout: Layout | str = "hf") -> dict[str, Tensor]:
     """Our stored tensors, the head among them only when it is untied, under the names and in the shapes of a layout.
 
-    Theirs are contiguous, and views of ours where nothing had to be rearranged.
+    Theirs are contiguous, and views of ours if nothing had to be rearranged.
     """
     if isinstance(layout, str):
         layout = next(one for one in family_of(config).layouts if one.name == layout)

@@ -44,7 +44,7 @@ class Stored:
     format: str  # `safetensors`, `pickle` or `llm.c`
     tensors: dict[str, Tensor]  # under the file's names, in the file's dtypes, mapped privately from the file
     config: Mapping[str, Any] | None  # the fields of `config.json` or of the file's own header; None if there are none
-    model_args: Mapping[str, Any] | None = None  # nanoGPT's description of the model, where the file has it
+    model_args: Mapping[str, Any] | None = None  # nanoGPT's description of the model, if the file has it
     # what else is to be known of the reading, for the provenance
     notes: Mapping[str, str] = field(default_factory=dict)
     how: str = ""  # how to get the tensors in Python, for remedies
@@ -178,7 +178,7 @@ class LoadOptions:
 
     device: str | torch.device = "cpu"  # where its tensors go
     # `float32`, `float16`, `bfloat16`, `float64`, a torch dtype of these, or `stored` for what the file has (the
-    # widest, where it mixes several)
+    # widest, if it mixes several)
     dtype: str | torch.dtype = "float32"
     # Instead of the file's own configuration: one of ours or of transformers', or the name of a folder or `config.json`
     # that holds one. A mapping replaces single fields of the file's own.

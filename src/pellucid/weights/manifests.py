@@ -102,9 +102,9 @@ def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
     """The text of a regular file in UTF-8, or in UTF-16 or UTF-32 with its mark.
 
     Raises:
-        NotFoundError: Nothing is there.
-        WeightsError: No regular file, a longer one, one that cannot be read, or one of `STAND_INS`.
-        UnicodeDecodeError: Another encoding (a `ValueError`, as bad JSON is).
+        NotFoundError: If nothing is there.
+        WeightsError: If it is no regular file, is longer, cannot be read, or is one of `STAND_INS`.
+        UnicodeDecodeError: If the encoding is another (a `ValueError`, as bad JSON is).
     """
     require_regular(path)
     with reading(Path(path)), open(path, "rb") as file:

@@ -43,7 +43,7 @@ _RUNS_CODE = frozenset(
 
 
 def read_pickle(path: Path) -> object:
-    """What a file of `torch.save` or `pickle.dump` holds, mapped from the file where it can be."""
+    """What a file of `torch.save` or `pickle.dump` holds, mapped from the file if it can be."""
     with reading(path), path.open("rb") as file:
         start = file.read(len(_MAGIC))
         packed = start[:2] == b"PK"

@@ -30,7 +30,7 @@ NARROWEST = 24
 class Column:
     """One column of a grid."""
 
-    title: str = ""  # its heading; it goes before each value where a row becomes a block
+    title: str = ""  # its heading; it goes before each value if a row becomes a block
     right: bool = False  # whether its values end at one place, as numbers do
     style: str = ""  # how its values are styled
     label: bool = False  # whether it says what the row is about, and so heads the block
@@ -134,7 +134,7 @@ class Flow:
 
 
 class Beside:
-    """Two things side by side, or one below the other where they do not fit."""
+    """Two things side by side, or one below the other if they do not fit."""
 
     def __init__(self, left: Sequence[Grid | Text], right: Grid) -> None:
         self.left, self.right = left, right

@@ -126,7 +126,7 @@ class TextWish(ModelWish):
         return read_text(self.text[0]) if self.text else None
 
     def row(self, model: "pl.CkptedTransformer", text: str | None) -> str | list[int]:
-        """What the model runs: the text itself, where nothing has to be put before it."""
+        """What the model runs: the text itself, if nothing has to be put before it."""
         if text is not None and not self.bos:
             return text
         ids = tokens_of(model, text) if text is not None else parse_ids(self.ids or ())[0]

@@ -79,7 +79,7 @@ def checkpoints(summaries: Iterable[Summary]) -> Grid:
 
 
 def number(value: float) -> str:
-    """A number in at most six characters, to three decimals where they fit."""
+    """A number in at most six characters, to three decimals if they fit."""
     if value == 0 or 0.0005 <= abs(value) < 99_999:
         for decimals in (3, 2, 1):
             if len(text := f"{value:.{decimals}f}") <= 6:

@@ -23,7 +23,7 @@ def read_texts(given: Iterable[str]) -> list[str]:
 
 
 def windows(model: pl.CkptedTransformer, rows: Iterable[list[int]]) -> list[list[int]]:
-    """Texts as ids, cut where they are longer than the model's context."""
+    """Texts as ids, cut if they are longer than the model's context."""
     size = model.schema.sizes["n_ctx"]
     return [ids[start : start + size] for ids in map(_some, rows) for start in range(0, len(ids), size)]
 

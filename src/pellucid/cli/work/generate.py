@@ -30,7 +30,7 @@ class Chosen:
     id: int  # its id
     text: str  # what it adds, in whole characters
     logprob: float  # in nats, the model's own
-    stages: dict[str, list[NextToken]] | None  # the likeliest candidates after each stage, where that was asked for
+    stages: dict[str, list[NextToken]] | None  # the likeliest candidates after each stage, if that was asked for
 
 
 @dataclass
@@ -113,7 +113,7 @@ def _sampler(settings: dict[str, float]) -> pl.Sampler:
 
 
 def _words(model: pl.CkptedTransformer, prompt: str | list[int]) -> str:
-    """A prompt as text; ids as digits where there is no tokenizer."""
+    """A prompt as text; ids as digits if there is no tokenizer."""
     if isinstance(prompt, str):
         return prompt
     return " ".join(map(str, prompt)) + " " if model.tokenizer is None else model.tokenizer.decode(prompt)

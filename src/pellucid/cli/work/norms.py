@@ -192,7 +192,7 @@ def _layer(label: tuple[int, int | None], row: Any, edges: Any) -> Layer:
 
 
 def _draw(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, skip: int) -> Any:
-    """Points and histograms, and the coefficients where there are some, by layer alone."""
+    """Points and histograms, and the coefficients if there are some, by layer alone."""
     if fit is not None and fit.index.nlevels > 1:
         fit = None
     figure, axes = panels(2 if fit is None else 3)

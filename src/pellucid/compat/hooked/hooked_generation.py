@@ -60,7 +60,7 @@ def sample_logits(
         tokens: [B, P], the earlier ones.
 
     Raises:
-        InputError: A value outside its range.
+        InputError: If a value is outside its range.
     """
     if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise InputError(

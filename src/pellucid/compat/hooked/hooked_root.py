@@ -71,8 +71,8 @@ class HookedRootModule(nn.Module):
             prepend: Whether it comes before the hooks that are there.
 
         Raises:
-            UnknownNameError: No such point.
-            InputError: A point whose value is not computed as the model is set.
+            UnknownNameError: If there is no such point.
+            InputError: If the point's value is not computed as the model is set.
         """
         for point in self._chosen(name):
             if isinstance(name, str):

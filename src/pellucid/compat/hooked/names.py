@@ -28,7 +28,7 @@ def get_act_name(name: str, layer: int | str | None = None, layer_type: str | No
     Args:
         name: A full name, which is returned, or a short one, such as "k", "pattern6" or "scale4ln1".
         layer: The block.
-        layer_type: "attn" ("a"), "mlp" ("m"), "ln1" or "ln2", where a block has several values of that name.
+        layer_type: "attn" ("a"), "mlp" ("m"), "ln1" or "ln2", if a block has several values of that name.
 
     Example:
         >>> from pellucid.compat.hooked import utils

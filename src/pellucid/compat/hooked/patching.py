@@ -57,7 +57,7 @@ def generic_activation_patch(
         The metric after each patch: an axis for each name, or [rows of the table].
 
     Raises:
-        InputError: Both or neither of `index_axis_names` and `index_df`.
+        InputError: If both or neither of `index_axis_names` and `index_df` are given.
     """
     _require_given(model, corrupted_tokens, clean_cache, patching_metric)
     if (index_axis_names is None) == (index_df is None):
@@ -203,7 +203,7 @@ def get_act_patch_block_every(
 
 
 def _together(sweeps: list[Tensor]) -> Tensor:
-    """Sweeps in one tensor; zeros where keys and values have fewer heads."""
+    """Sweeps in one tensor; zeros if keys and values have fewer heads."""
     heads = max(sweep.shape[-1] for sweep in sweeps)
     return torch.stack([F.pad(sweep, (0, heads - sweep.shape[-1])) for sweep in sweeps])
 

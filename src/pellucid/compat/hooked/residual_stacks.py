@@ -24,7 +24,7 @@ class ResidualStacks:
     Arguments that several take: `layer`, the block that is entered, None for the end; `mlp_input`, whether its MLP is,
     so its attention counts; `apply_ln`, whether to divide by the statistics of the norm that reads the stream there;
     `pos_slice`, the positions to take; `incl_remainder`, whether to end with the rest of the stream; `return_labels`,
-    whether to return labels as well. Of a stack that is given, [N, ..., D]: `pos_slice` and `batch_slice`, the
+    whether to return labels as well. For a stack that is given, [N, ..., D]: `pos_slice` and `batch_slice`, the
     positions and rows that it holds, and `has_batch_dim`, whether it has a batch axis.
     """
 

@@ -66,7 +66,7 @@ class Tokens(nn.Module):
             truncate: Whether a text that is longer than the context is cut.
 
         Raises:
-            InputError: No text, or a beginning that the tokenizer does not have.
+            InputError: If there is no text, or the tokenizer does not have the beginning.
         """
         texts = [input] if isinstance(input, str) else list(input)
         if not texts or not all(isinstance(text, str) for text in texts):

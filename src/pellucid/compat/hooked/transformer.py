@@ -109,7 +109,7 @@ class HookedTransformer(HookedGeneration):
             **others: Further keywords of HookedTransformer's; those that would change numbers are refused.
 
         Raises:
-            InputError: A keyword that is not supported, with the reason.
+            InputError: If a keyword is not supported, with the reason.
 
         Warns:
             PellucidWarning: Folding and centring, which HookedTransformer does by default, were not asked for.
@@ -172,7 +172,7 @@ class HookedTransformer(HookedGeneration):
             past_kv_cache: Not supported.
 
         Raises:
-            InputError: An argument that is not supported, or an input that cannot be run.
+            InputError: If an argument is not supported, or an input cannot be run.
         """
         if past_kv_cache is not None:
             raise InputError(
