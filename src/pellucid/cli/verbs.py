@@ -186,7 +186,7 @@ class Generate(TextWish):
     seed: Annotated[int | None, option("S", "The seed of the draws.", "torch's own")] = None
     stop: Annotated[list[str] | None, option("TEXT", "Ends the text. Repeatable.")] = None
     num_beams: Annotated[int | None, option("N", "Above 1, a beam search.", "1", min=1)] = None
-    length_penalty: Annotated[float | None, option("X", "The larger, the longer the texts that a search prefers.", "1")] = None
+    length_penalty: Annotated[float | None, option("X", "Larger prefers longer texts.", "1")] = None
     explain: Annotated[bool, flag("--explain", "Show what each token was chosen from, stage by stage.")] = False
     numerics: Annotated[str, option("exact|fast|packed|bfloat16", "The last three need a C++ compiler.")] = "exact"
 
