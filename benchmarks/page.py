@@ -27,7 +27,7 @@ SECTIONS = {
     "forward": "Forward", "graphs": "Captured graphs", "capture": "Capture", "fixed_cost": "Fixed cost",
     "corpus": "Corpora on disk", "sweep": "Patching sweeps", "startup": "Start-up",
     "generate": "Generate", "compare": "Compare", "scaling": "Scaling",
-    "regression": "Regressions", "limits": "Limits of the machine",
+    "regression": "Regressions", "products": "Products alone", "limits": "Limits of the machine",
 }  # fmt: skip
 """Script -> heading, in the order of the page."""
 
