@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,28 @@ def test_one_step_is_the_gradient_at_the_base_times_the_difference() -> None:
             expected = (value.grad * (theirs[f"blocks.{layer}.mlp.ckpt_post"] - value)).sum(1).mean(0)
             np.testing.assert_allclose(found.values[layer], expected.detach().numpy(), rtol=0, atol=1e-10)
         model.zero_grad()
+
+
+@pytest.mark.parametrize("verb", [partial(gradient, names="attn.ckpt_z", over=("layer", "head")), pl.attribution.edges])
+def test_two_runs_forward_and_one_back_are_all(verb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source's run, and the base's with its gradient; a further step is a run and a gradient more."""
+    model, (clean, corrupted) = exact(), two()
+    runs: list[Any] = []
+    backs: list[Any] = []
+    model.register_forward_hook(lambda *given: runs.append(given))
+    plain = torch.autograd.grad
+
+    def grad(outputs: Tensor, *given: Any, **more: Any) -> Any:
+        backs.extend([outputs] if outputs.dim() == 0 else [])  # of the metric; norms have others
+        return plain(outputs, *given, **more)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    verb(model, clean, corrupted, metric=METRIC)
+    assert (len(runs), len(backs)) == (2, 1)
+    verb(
+        model, clean, corrupted, metric=METRIC, steps=3, **({} if verb is pl.attribution.edges else {"along": "inputs"})
+    )
+    assert (len(runs), len(backs)) == (2 + 4, 1 + 3)
 
 
 def test_steps_along_the_node_are_left_ends() -> None:

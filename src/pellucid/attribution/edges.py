@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,13 +22,13 @@ from pellucid.circuits.ablations import KINDS, Ablations, Choices
 from pellucid.dialects import named_arguments
 from pellucid.extras import need
 from pellucid.interrupts import told
-from pellucid.metrics import Metric
-from pellucid.patching.reruns import Base
-from pellucid.patching.sweeps import Direction, Texts
+from pellucid.metrics import Metric, measured
+from pellucid.patching.sweeps import Direction, Texts, require_room
 from pellucid.run.activations import ActivationCkpts
+from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
-from pellucid.text.batch import Inputs
+from pellucid.text.batch import Batch, Inputs
 
 if TYPE_CHECKING:
     import xarray
@@ -91,17 +91,22 @@ def edges(
     blocks = range(len(schema.blocks))
     written = [f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in schema]
     kept = ("blocks.0.resid_pre", "ckpt_embed", *written)
-    runs = pair.run(model, metric, kept, kept)
-    base, source = runs.base, runs.source
-    senders = list(_senders(model, {name: source[name] - base.values[name] for name in kept}))
-    heard: list[_Reader] = []
-    for step in range(steps):
-        edits = embeddings_moved(source["ckpt_embed"] - base.values["ckpt_embed"], step / steps)
-        found = list(_readers(base, edits))
-        heard = found if not heard else [a.plus(b) for a, b in zip(heard, found, strict=True)]
+    require_room(model, pair.base, pair.source, kept, None)
+    theirs, source = model.run_with_ckpts(pair.source, names=kept)
+    logits, own = _run(model, pair.base, kept)
+    assert theirs is not None, "the run was not stopped"
+    plain = measured(metric, logits, pair.base, of=f"the {pair.into} run")
+    about = pair.about(metric, plain, measured(metric, theirs, pair.source, of=f"the {pair.taken} run"))
+    change = {name: source[name] - own[name].detach() for name in kept}
+    senders = list(_senders(model, change))
+    heard = list(_readers(model, metric, logits, own))
+    for step in range(1, steps):
+        moved = _run(model, pair.base, (), embeddings_moved(change["ckpt_embed"], step / steps))
+        found = _readers(model, metric, *moved)
+        heard = [a.plus(b) for a, b in zip(heard, found, strict=True)]
     scores = torch.stack([_scored(sender, heard, schema) for sender in senders]) / (steps * len(pair.base))
     values, names = scores.double().cpu().numpy(), ([s.name for s in senders], [r.name for r in heard])
-    about = {"direction": direction, "steps": steps, **runs.about("edges by gradients"), "unchanged": 0.0}
+    about |= {"direction": direction, "steps": steps, "title": "edges by gradients", "unchanged": 0.0}
     if check:
         defined = np.argwhere(~np.isnan(values))
         drawn = defined[torch.randperm(len(defined), generator=torch.Generator().manual_seed(seed))[:check].numpy()]
@@ -158,16 +163,31 @@ def _senders(model: CkptedTransformer, change: Mapping[str, Tensor]) -> Iterator
             yield _Sender(f"blocks.{i}.mlp", name, change[name])
 
 
-def _readers(base: Base, edits: Sequence[Any]) -> Iterator[_Reader]:
-    """How the metric follows from what each reader gets, in one run."""
-    model, schema = base.model, base.model.schema
+def _streams_and_inner(schema: Schema) -> tuple[list[str], list[str]]:
+    """The points of the stream, and what readers make of them."""
     streams = [point.name for point in schema.points if point.axes == RESIDUAL and "resid" in point.name]
     inner = [
         f"blocks.{i}.{kind}" for i in range(len(schema.blocks)) for kind in (*HEARD, ATTN_NORM, MLP_NORM)
         if f"blocks.{i}.{kind}" in schema
     ]  # fmt: skip
-    logits, ckpts = model.run_with_ckpts(base.batch, names=[*streams, *inner], edits=edits, grads=True)
-    total = differentiable(base.metric, logits, base.batch).sum()
+    return streams, inner
+
+
+def _run(
+    model: CkptedTransformer, batch: Batch, kept: Sequence[str], edits: Sequence[Edit] = ()
+) -> tuple[Tensor, ActivationCkpts]:
+    """A run on the path of its gradient, with what readers need and some other values."""
+    streams, inner = _streams_and_inner(model.schema)
+    logits, ckpts = model.run_with_ckpts(batch, names=[*streams, *inner, *kept], edits=edits, grads=True)
+    assert logits is not None, "the run was not stopped"
+    return logits, ckpts
+
+
+def _readers(model: CkptedTransformer, metric: Metric, logits: Tensor, ckpts: ActivationCkpts) -> Iterator[_Reader]:
+    """How the metric follows from what each reader gets, in one run."""
+    schema = model.schema
+    streams, inner = _streams_and_inner(schema)
+    total = differentiable(metric, logits, ckpts.batch).sum()
     last = streams[-1]
     wanted = [*inner, last]
     found = gradients_of(total, [ckpts[name] for name in wanted], again=True)

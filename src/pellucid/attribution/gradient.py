@@ -7,6 +7,7 @@ values of a run get their estimates from one backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,11 +21,11 @@ from pellucid.check import require_one_of, require_whole
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, NumericsError
 from pellucid.interrupts import told
-from pellucid.metrics import Metric
+from pellucid.metrics import Metric, measured
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Put, Roles
-from pellucid.patching.sweeps import Direction, Measured, Texts, patches, results
+from pellucid.patching.sweeps import Direction, Measured, Texts, patches, require_room, results
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
@@ -104,32 +105,61 @@ def gradient(
     _require_choices(along, rules, steps, over)
     pair = Texts.of(model, clean, corrupted, direction, align)
     cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
-    kept = dict.fromkeys((*cells.names, *(("ckpt_embed",) if along == "inputs" else ())))
-    runs = pair.run(model, metric, kept, kept)
     if rules == "relp":
         _require_a_share(cells.names)
-    estimate = Gradients(runs.base, cells, runs.source, rules)
+    estimate = Gradients(model, metric, pair, cells, rules, along)
     found = estimate.array(estimate.through_softmax() if rules == "atp" else estimate.products(steps, along))
     title = f"{', '.join(cells.kinds)}, {pair.taken} into {pair.into}, by gradients"
-    about: dict[str, Any] = {"checkpoint": ", ".join(cells.kinds), "direction": direction, "steps": steps,
-                             "along": along, "rules": rules, **runs.about(title), "unchanged": 0.0}  # fmt: skip
+    about = {"checkpoint": ", ".join(cells.kinds), "direction": direction, "steps": steps, "along": along,
+             "rules": rules, **estimate.about, "title": title, "unchanged": 0.0}  # fmt: skip
     if check:
-        about |= _checked(runs.base, cells, runs.source, found, require_whole("gradient: check", check), seed)
+        about |= _checked(estimate.base, cells, estimate.source, found, require_whole("gradient: check", check), seed)
     unchanged = np.zeros(found.shape[-1])
     return Measured(cells, found, ~np.isnan(found), unchanged).labelled("gradient", about, per_text=per_text)
 
 
 class Gradients:
-    """The estimates of every cell."""
+    """The estimates of every cell, from one run of the source and one of the base with its gradient.
 
-    def __init__(self, base: Base, cells: Cells, source: Mapping[str, Tensor], rules: Rules = "plain") -> None:
-        self.base, self.cells, self.source, self.rules = base, cells, source, rules
+    Attributes:
+        source: The source's values.
+        values: The base run's.
+        gradients: dm/dvalue of each of them in the base run.
+        about: What an array of these estimates says, but for its title.
+    """
+
+    def __init__(
+        self, model: CkptedTransformer, metric: Metric, pair: Texts, cells: Cells, rules: Rules = "plain",
+        along: str = "node",
+    ) -> None:  # fmt: skip
+        self.model, self.metric, self.batch, self.cells, self.rules = model, metric, pair.base, cells, rules
+        self.axes, self._base_is = model.schema.axes, f"the {pair.into} run"
         self._differences: dict[str, Tensor] = {}
-        self.axes = base.model.schema.axes
+        names = dict.fromkeys((*cells.names, *(("ckpt_embed",) if along == "inputs" else ())))
+        patterns = self.patterns.values() if rules == "atp" else ()
+        self._room = require_room(model, pair.base, pair.source, names, None)
+        theirs, self.source = model.run_with_ckpts(pair.source, names=list(names))
+        assert theirs is not None, "the run was not stopped"
+        of_source = measured(metric, theirs, pair.source, of=f"the {pair.taken} run")
+        logits, values = self._run(list(dict.fromkeys((*names, *patterns))), ())
+        self.about = pair.about(metric, measured(metric, logits, pair.base, of=self._base_is), of_source)
+        self.gradients = self._back(logits, values)
+        self.values = {name: value.detach() for name, value in values.items()}
+
+    @cached_property
+    def base(self) -> Base:
+        """The base run again, from which others differ."""
+        return Base(self.model, self.batch, self.metric, of=self._base_is, max_bytes=self._room)
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """The pattern that the queries or keys of each checkpoint make."""
+        return {name: name.rpartition(".")[0].removesuffix(".attn") + f".{PATTERN}" for name in self.cells.names
+                if name.endswith((QUERY, KEY))}  # fmt: skip
 
     def array(self, found: Mapping[tuple[int, ...], Tensor]) -> np.ndarray[Any, Any]:
         """[*cells.shape, B] of the estimates [B] of each cell; NaN where there is none, or a text has no token."""
-        out = np.full((*self.cells.shape, len(self.base.batch)), np.nan)
+        out = np.full((*self.cells.shape, len(self.batch)), np.nan)
         for cell in self.cells:
             rows = slice(None) if cell.columns is None else cell.columns.rows
             out[cell.at][rows] = found[cell.at].double().cpu().numpy()[rows]
@@ -150,17 +180,11 @@ class Gradients:
     def through_softmax(self) -> dict[tuple[int, ...], Tensor]:
         """The same, but queries and keys by the change of the pattern that they make."""
         plain = self.products(1, "node")
-        patterns = {name: name.rpartition(".")[0].removesuffix(".attn") + f".{PATTERN}" for name in self.cells.names
-                    if name.endswith((QUERY, KEY))}  # fmt: skip
-        names = sorted(set(patterns.values()))
-        if not names:
-            return plain
-        gradients, before = self._at(names, ())
-        for name, pattern in patterns.items():
+        for name, pattern in self.patterns.items():
             cells = [cell for cell in self.cells if name in cell.names]
             trials = [Rerun((Put(name, self.source[name], c.columns, c.heads, c.neurons),), whole=True) for c in cells]
             for number, values in self.base.captured(trials, [pattern]):
-                change = ((values[pattern] - before[pattern]) * gradients[pattern]).flatten(1).sum(1)
+                change = ((values[pattern] - self.values[pattern]) * self.gradients[pattern]).flatten(1).sum(1)
                 cell = cells[number]
                 plain[cell.at] = change if len(cell.names) == 1 else plain[cell.at] + change
         return plain
@@ -168,9 +192,9 @@ class Gradients:
     def _difference(self, name: str) -> Tensor:
         """Source - base where the sweep patches, else 0."""
         if name not in self._differences:
-            patched = self.base.values[name].clone()
+            patched = self.values[name].clone()
             Put(name, self.source[name], self.cells.everywhere).write(patched, self.axes[name], 0)
-            self._differences[name] = patched - self.base.values[name]
+            self._differences[name] = patched - self.values[name]
         return self._differences[name]
 
     def _gradients(self, names: Sequence[str], steps: int, along: str) -> dict[str, Tensor]:
@@ -178,8 +202,8 @@ class Gradients:
         if along == "inputs":
             return self._averaged(names, steps, self._inputs_moved)
         if steps == 1:
-            return self._at(names, ())[0]
-        each = (self._averaged([name], steps, lambda k, name=name: [self._added(name, k)]) for name in names)
+            return self._at(names, ())
+        each = (self._averaged([name], steps, lambda k, name=name: self._added(name, k)) for name in names)
         return {name: gradient for found in each for name, gradient in found.items()}
 
     def _cut(self, cell: SweepCell, steps: int, along: str) -> dict[str, Tensor]:
@@ -196,39 +220,44 @@ class Gradients:
 
     def _constant(self, name: str, cell: SweepCell, share: float) -> Edit:
         """An edit that moves a part of a value and lets no gradient through it."""
-        part = torch.zeros_like(self.base.values[name])
+        part = torch.zeros_like(self.values[name])
         Put(name, torch.ones_like(part), cell.columns, cell.heads, cell.neurons).write(part, self.axes[name], 0)
         moved = share * self._difference(name)
         return Edit.apply(name, lambda value: torch.where(part.bool(), value.detach() + moved, value))
 
-    def _added(self, name: str, share: float) -> Edit:
-        return Edit.add(name, share * self._difference(name))
+    def _added(self, name: str, share: float) -> list[Edit]:
+        return [Edit.add(name, share * self._difference(name))] if share else []
 
     def _inputs_moved(self, share: float) -> list[Edit]:
         return embeddings_moved(self._difference("ckpt_embed"), share)
 
     def _averaged(self, names: Sequence[str], steps: int, edits: Callable[[float], list[Edit]]) -> dict[str, Tensor]:
         """The gradients in runs with the edits of each share k / steps, averaged."""
-        found = [self._at(names, edits(k / steps))[0] for k in range(steps)]
+        found = [self._at(names, edits(k / steps)) for k in range(steps)]
         return {name: torch.stack([each[name] for each in found]).mean(0) for name in names}
 
-    def _at(self, names: Sequence[str], edits: Sequence[Edit]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """dm/dvalue of some checkpoints in one run, and the values."""
-        base = self.base
-        relevance = Relevance(base.model) if self.rules == "relp" else None
+    def _at(self, names: Sequence[str], edits: Sequence[Edit]) -> dict[str, Tensor]:
+        """dm/dvalue of some checkpoints in one run; without edits it is the base run, which was made."""
+        return self._back(*self._run(names, edits)) if edits else {name: self.gradients[name] for name in names}
+
+    def _run(self, names: Sequence[str], edits: Sequence[Edit]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits of a run and the values of some checkpoints, on the path of the gradient."""
+        relevance = Relevance(self.model) if self.rules == "relp" else None
         ruled = [] if relevance is None else relevance.edits(names)
-        logits, ckpts = base.model.run_with_ckpts(base.batch, names=list(names), edits=[*edits, *ruled], grads=True)
-        given = differentiable(base.metric, logits, base.batch)
+        logits, ckpts = self.model.run_with_ckpts(self.batch, names=list(names), edits=[*edits, *ruled], grads=True)
+        assert logits is not None, "the run was not stopped"
         kept: Mapping[str, Tensor] = ckpts if relevance is None else relevance.seen
-        values = [kept[name] for name in names]
-        found = gradients_of(given.sum(), values)
-        gradients = [torch.zeros_like(v) if g is None else g for g, v in zip(found, values, strict=True)]
-        return dict(zip(names, gradients, strict=True)), {n: v.detach() for n, v in zip(names, values, strict=True)}
+        return logits, {name: kept[name] for name in names}
+
+    def _back(self, logits: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """dm/dvalue of the values of a run."""
+        found = gradients_of(differentiable(self.metric, logits, self.batch).sum(), list(values.values()))
+        each = zip(values.items(), found, strict=True)
+        return {name: torch.zeros_like(value) if given is None else given for (name, value), given in each}
 
 
-def differentiable(metric: Metric, logits: Tensor | None, batch: Batch) -> Tensor:
+def differentiable(metric: Metric, logits: Tensor, batch: Batch) -> Tensor:
     """The metric [B] of a run, on the path of its gradient."""
-    assert logits is not None, "the run was not stopped"
     given = metric(logits, batch)
     if not given.requires_grad:
         raise NumericsError(

@@ -224,10 +224,9 @@ class Measured:
         return array(values, dims=dims, coords=coords, name=name, attrs=dict(about))
 
 
-def described(base: Base, title: str) -> dict[str, Any]:
+def described(metric: Metric, plain: Tensor, title: str) -> dict[str, Any]:
     """What an array of changed runs says for figures: what it shows, and the metric with its value without a change."""
-    return {"title": title, "metric": repr(base.metric), "units": units_of(base.metric),
-            "unchanged": float(base.plain.mean())}  # fmt: skip
+    return {"title": title, "metric": repr(metric), "units": units_of(metric), "unchanged": float(plain.mean())}
 
 
 def results(
@@ -316,10 +315,15 @@ class Texts:
             base = Base(model, self.base, metric, kept, of=f"the {self.into} run", max_bytes=room)
             logits, source = model.run_with_ckpts(self.source, names=names)
         assert logits is not None, "the run was not stopped"
-        read = {self.into: base.plain, self.taken: measured(metric, logits, self.source, of=f"the {self.taken} run")}
-        plain: dict[str, Any] = {side: float(read[side].mean()) for side in ("clean", "corrupted")}
-        plain |= {f"{side}_by_text": read[side].tolist() for side in ("clean", "corrupted")}
-        return PlainRuns(base, source, plain)
+        theirs = measured(metric, logits, self.source, of=f"the {self.taken} run")
+        return PlainRuns(base, source, self.about(metric, base.plain, theirs))
+
+    def about(self, metric: Metric, base: Tensor, source: Tensor) -> dict[str, Any]:
+        """What an array of runs between the two says, but for its title, given the metric [B] of both."""
+        read = {self.into: base, self.taken: source}
+        of_both: dict[str, Any] = {side: float(read[side].mean()) for side in ("clean", "corrupted")}
+        of_both |= {f"{side}_by_text": read[side].tolist() for side in ("clean", "corrupted")}
+        return {**described(metric, base, ""), **of_both}
 
 
 @dataclass(frozen=True)
@@ -328,8 +332,8 @@ class PlainRuns:
 
     base: Base  # the one that is changed
     source: Mapping[str, Tensor]  # values of the other one
-    plain: Mapping[str, Any]  # the metric of both, by text and on average
+    plain: Mapping[str, Any]  # what an array of runs between them says, but for its title
 
     def about(self, title: str) -> dict[str, Any]:
         """What an array of runs between them says, for figures and `normalized`."""
-        return {**described(self.base, title), **self.plain}
+        return {**self.plain, "title": title}
