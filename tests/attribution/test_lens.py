@@ -239,7 +239,35 @@ def not_finite() -> pl.ActivationCkpts:
     return run(model)[1]
 
 
+def broken_head() -> pl.CkptedTransformer:
+    """A head that is not finite behind a stream that is."""
+    model = support.glass(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.unembed.W_U[0, 5] = torch.nan
+    return model
+
+
+def find_broken(model: pl.CkptedTransformer) -> None:
+    found = [name for name in model.parameter_names if not model.parameter(name).isfinite().all()]
+    assert found == ["unembed.W_U"]
+
+
 REMEDIES: dict[str, list[Case]] = {
+    "not-finite": [
+        *(
+            Case(
+                lambda h, read=read: read(LENS(run(broken_head())[1])),
+                "model.parameter(name).isfinite()",
+                lambda h: find_broken(broken_head()),
+            )
+            for read in (lambda lens: lens.rank(9), lambda lens: lens.kl(), repr)
+        ),
+        Case(
+            lambda h: FIT(broken_head(), TEXTS),
+            "smaller learning_rate=",
+            lambda h: FIT(h.model, TEXTS, learning_rate=1e-4),
+        ),
+    ],
     "lens-place": [
         Case(lambda h, at=at: LENS(h.ckpts, at), "at='resid_pre'", lambda h: LENS(h.ckpts, at="resid_pre"))
         for at in ("ln1.ckpt_normalized", "attn.ckpt_q", "ln_final.ckpt_normalized")

@@ -181,7 +181,15 @@ class Readout:
 
     def _read(self, stream: Tensor, layer: int) -> Tensor:
         stream = stream.detach()
-        return _readable(self._model, stream if self._translate is None else self._translate(stream, layer))
+        found = _readable(self._model, stream if self._translate is None else self._translate(stream, layer))
+        real = self._batch.mask.cpu()[: len(found), self._source.ckpts.columns]
+        if not bool((found.isfinite().all(-1).cpu() | ~real).all()):
+            raise InputError(
+                f"lens: logits at block {layer} are not finite, though the stream there is.",
+                code="not-finite",
+                remedy="Look for weights that are NaN or infinite: model.parameter(name).isfinite().",
+            )
+        return found
 
     def _ids(self, token: Any) -> Tensor:
         return token_ids(token, self._batch, "lens").cpu()

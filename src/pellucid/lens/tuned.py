@@ -258,6 +258,13 @@ class _Training:
             with torch.enable_grad():
                 stream = translated(ckpts[f"blocks.{layer}.resid_post"], *own)
                 loss = divergence(output, model.unembed(model.ln_final(stream)))[mask].mean()
+            if not bool(loss.isfinite()):
+                raise InputError(
+                    f"TunedLens.fit: a divergence of {loss.item()} at block {layer}, expected a finite number.",
+                    code="not-finite",
+                    remedy="Look for weights that are NaN or infinite, model.parameter(name).isfinite(); if there are "
+                    "none, give a smaller learning_rate=.",
+                )
             for grad, found in zip(grads, torch.autograd.grad(loss, own), strict=True):
                 grad[layer] = found
             self._losses[self.done, layer] = loss.item()
