@@ -24,7 +24,7 @@ from pellucid.metrics import Metric, measured
 from pellucid.network import Run
 from pellucid.patching.ablation import Ablation
 from pellucid.patching.paths import MLP_OUT, PART, Z
-from pellucid.patching.reruns import BYTES, TOKENS, Rerun
+from pellucid.patching.reruns import BYTES, TOKENS, Rerun, never_fired
 from pellucid.patching.roles import Columns, Put
 from pellucid.patching.sweeps import Direction, Texts
 from pellucid.run.model import CkptedTransformer
@@ -214,7 +214,10 @@ class Ablations:
             ids.repeat(copies, 1), positions.repeat(copies, 1), mask.repeat(copies, 1) if batch.padded else None
         )  # fmt: skip
         with torch.no_grad():
-            return self.model(run, tap=tap).unflatten(0, (copies, -1))
+            logits = self.model(run, tap=tap)
+        if missed := set(filter(tap.wants, self.model.schema.names)) - tap.seen:
+            raise never_fired(missed)
+        return logits.unflatten(0, (copies, -1))
 
     def _weights(self, sets: Sequence[frozenset[Any]]) -> Tensor:
         """[C, R, S]: 1 where a receiver reads the other value of a sender."""
@@ -244,6 +247,7 @@ class EdgeTap:
     weights: Tensor  # [C, R, S], 1 where a receiver reads the other value of a sender, in each of C copies of the texts
     other: Mapping[str, Tensor]  # the other values of what is written, by checkpoint
     mask: Tensor | None  # [P, 1], 1 where they are read; None for everywhere
+    seen: set[str] = field(default_factory=set)  # the checkpoints whose values came by
     _changes: list[Tensor] = field(default_factory=list)
     """[C, B, P, D] of each sender so far: what it wrote less its other value."""
 
@@ -259,6 +263,7 @@ class EdgeTap:
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         """Note what was written, and give receivers what they read."""
+        self.seen.add(name)
         place, _, kind = name.partition(".attn.") if ".attn." in name else name.rpartition(".")
         block = place.removesuffix(".ln2").removesuffix(".mlp")
         if name.endswith((Z, MLP_OUT)) or name == EMBEDDED:

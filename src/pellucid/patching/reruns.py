@@ -93,12 +93,17 @@ class Writer:
     def check_fired(self) -> None:
         """Raise for a checkpoint that no value came by."""
         if self._left:
-            raise EditError(
-                f"never fired: {', '.join(sorted(self._left))}.",
-                code="edit-never-fired",
-                remedy="Remove the hook or the replaced module that keeps the value from passing through its "
-                "checkpoint, or choose another checkpoint.",
-            )
+            raise never_fired(self._left)
+
+
+def never_fired(names: Iterable[str]) -> EditError:
+    """The error of checkpoints that no value came by."""
+    return EditError(
+        f"never fired: {', '.join(sorted(names))}.",
+        code="edit-never-fired",
+        remedy="Remove the hook or the replaced module that keeps the value from passing through its "
+        "checkpoint, or choose another checkpoint.",
+    )
 
 
 @dataclass(frozen=True)
