@@ -14,7 +14,7 @@ import pellucid as pl
 import samples
 import support
 from pellucid.circuits.ablations import Ablations, Choices, EdgeTap
-from pellucid.circuits.circuit import Graph
+from pellucid.circuits.circuit import Graph, kind_of
 
 NODES = ["blocks.0.attn[1]", "blocks.0.mlp", "blocks.1.attn[0]", "blocks.1.mlp"]
 EDGES = [
@@ -268,6 +268,30 @@ def test_random_circuits_have_as_many_of_each_kind() -> None:
     assert report(glass, pl.circuits.Circuit(edges=EDGES), random=7, seed=3).random == report(
         glass, pl.circuits.Circuit(edges=EDGES), random=7, seed=3
     ).random  # fmt: skip
+
+
+def test_a_random_circuit_has_the_scores_of_the_other() -> None:
+    glass = model()
+    nodes = pl.circuits.Circuit(nodes=NODES)
+    nodes.nodes.update({node: 2.0 + i for i, node in enumerate(nodes.nodes)})
+    edges = pl.circuits.Circuit(edges=EDGES)
+    for circuit in (nodes, edges):
+        several = [circuit.drawn(glass, seed) for seed in range(6)]
+        assert all(sorted(one.parts.values()) == sorted(circuit.parts.values()) for one in several)
+        assert len({frozenset(one.parts) for one in several}) > 1
+        assert circuit.drawn(glass, 3).parts == several[3].parts
+        for one in several:
+            pl.circuits.Circuit.checked(one, Graph(glass.schema))
+    of_score = {score: node for node, score in nodes.nodes.items()}
+    assert all(kind_of(node) == kind_of(of_score[score]) for node, score in nodes.drawn(glass, 4).nodes.items())
+
+
+def test_a_reader_that_no_value_comes_by_is_said() -> None:
+    """No edge into queries can be patched if a module keeps them from passing through their checkpoint."""
+    glass = model()
+    glass.blocks[1].attn.ckpt_q.forward = lambda value, tap=None: value
+    with pytest.raises(pl.EditError, match=r"never fired: blocks\.1\.attn\.ckpt_q"):
+        report(glass, pl.circuits.Circuit(edges=EDGES))
 
 
 def test_the_areas_of_a_curve() -> None:

@@ -6,15 +6,18 @@ the queries, keys and values of each head, "blocks.9.attn.q[9]", what each MLP r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import torch
 
 from pellucid.check import as_number, as_whole, require_whole
 from pellucid.circuits.scored_parts import EMBEDDINGS, Edge, arrays_of, scored_edges, scored_nodes
 from pellucid.errors import InputError, UnknownNameError, nearest, shown
 from pellucid.patching.paths import MLP_OUT, PART
+from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
 
 LOGITS = "logits"
@@ -23,6 +26,17 @@ LOGITS = "logits"
 def kind_of(node: str) -> str:
     """What a node is: "embeddings", "heads" or "mlps"."""
     return EMBEDDINGS if node == EMBEDDINGS else "mlps" if node.endswith("mlp") else "heads"
+
+
+def drawn_for(parts: Iterable[Any], pool: Sequence[Any], draws: torch.Generator) -> dict[Any, Any]:
+    """For each part one that is drawn from a pool, no two the same; for a node one of its kind."""
+    kinds = {part: kind_of(part) if isinstance(part, str) else "edges" for part in (*pool, *parts)}
+    found: dict[Any, Any] = {}
+    for kind in dict.fromkeys(kinds[part] for part in pool):
+        given, there = ([part for part in some if kinds[part] == kind] for some in (parts, pool))
+        order = torch.randperm(len(there), generator=draws)[: len(given)].tolist()
+        found |= {part: there[i] for part, i in zip(given, order, strict=True)}
+    return found
 
 
 @dataclass(frozen=True)
@@ -166,7 +180,7 @@ class Circuit:
         """Return the `n` parts whose scores are farthest from zero; of equal ones those that come first."""
         count = require_whole("circuit.top: n", n)
         strongest = sorted(self.parts, key=lambda part: -abs(self.parts[part]))[:count]
-        return self._of(strongest)
+        return self._of({part: self.parts[part] for part in strongest}, self.nodes)
 
     def above(self, x: float) -> Circuit:
         """Return the parts whose scores are farther from zero than `x`."""
@@ -177,7 +191,20 @@ class Circuit:
                 code="circuit-above",
                 remedy="Give the magnitude of a score in the metric's unit, such as 0.1.",
             )
-        return self._of([part for part, score in self.parts.items() if abs(score) > least])
+        return self._of({part: score for part, score in self.parts.items() if abs(score) > least}, self.nodes)
+
+    def drawn(self, model: CkptedTransformer, seed: int = 0) -> Circuit:
+        """Return a random circuit of the same size: other parts of the model, drawn, get the scores of these.
+
+        Of nodes, heads stand for heads and MLPs for MLPs. What `evaluate`, `across` and `curve` say of random circuits
+        is what they say of no circuit in particular.
+        """
+        graph = Graph(model.schema)
+        Circuit.checked(self, graph)
+        draws = torch.Generator().manual_seed(require_whole("circuit.drawn: seed", seed))
+        pool = graph.nodes if self.granularity == "nodes" else graph.edges
+        found = drawn_for(self.parts, pool, draws)
+        return self._of({found[part]: score for part, score in self.parts.items()}, {})
 
     def as_nodes(self, graph: Graph) -> frozenset[str]:
         """Its nodes; of a circuit of edges, those that an edge begins or ends at."""
@@ -212,11 +239,11 @@ class Circuit:
         what = self.granularity if len(words) != 1 else self.granularity[:-1]
         return f"circuit of {len(words)} {what}{': ' * bool(words)}{listed}"
 
-    def _of(self, parts: Iterable[Any]) -> Circuit:
+    def _of(self, parts: Mapping[Any, float], nodes: dict[str, float]) -> Circuit:
         made = object.__new__(Circuit)
-        kept = _in_order({part: self.parts[part] for part in parts})
+        kept = _in_order(parts)
         made.granularity = self.granularity
-        made.nodes, made.edges = (kept, {}) if self.granularity == "nodes" else (self.nodes, kept)
+        made.nodes, made.edges = (kept, {}) if self.granularity == "nodes" else (nodes, kept)
         return made
 
 

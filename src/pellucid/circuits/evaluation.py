@@ -8,7 +8,7 @@ are taken out, what is put in their place, where, and in which runs, moves every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from operator import itemgetter
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pellucid.check import require_whole
 from pellucid.circuits.ablations import Ablations, Choices
-from pellucid.circuits.circuit import Circuit, Graph, kind_of
+from pellucid.circuits.circuit import Circuit, Graph, drawn_for
 from pellucid.circuits.faithfulness import Scale
 from pellucid.errors import warn
 from pellucid.interrupts import told
@@ -190,7 +190,7 @@ def evaluate(
     greedy = _greedy(runs, parts, draws, candidates)
     tried = [frozenset[Any](), *sampled[: max(1, subsets // max(1, len(parts)))], frozenset(greedy.parts)]
     minimality = _minimality(runs, parts, tried)
-    drawn = _like(runs, parts, count, draws)
+    drawn = [frozenset(drawn_for(parts, runs.universe, draws).values()) for _ in range(count)]
     random_ones = list(compress(drawn, runs.reached([[one] for one in drawn])))  # all, unless Control-C came
     if runs.interrupted:
         warn(f"interrupted: {completeness.count} of {len(sampled)} subsets, {len(minimality)} of {len(parts)} parts "
@@ -260,18 +260,6 @@ def _minimality(runs: Ablations, parts: Sequence[Any], sets: Sequence[frozenset[
 
 def _largest(less: Tensor, more: Tensor) -> float:
     return float((more - less).abs().max())
-
-
-def _like(runs: Ablations, parts: Sequence[Any], count: int, draws: torch.Generator) -> list[frozenset[Any]]:
-    """Random circuits with as many parts; of nodes, with as many of each kind."""
-    kind: Callable[[Any], str] = kind_of if runs.choices.granularity == "nodes" else lambda edge: "edges"
-    pools = {name: [p for p in runs.universe if kind(p) == name] for name in dict.fromkeys(map(kind, runs.universe))}
-    wanted = {name: sum(kind(part) == name for part in parts) for name in pools}
-    return [
-        frozenset(pool[i] for name, pool in pools.items()
-                  for i in torch.randperm(len(pool), generator=draws)[: wanted[name]].tolist())
-        for _ in range(count)
-    ]  # fmt: skip
 
 
 def _sorted(runs: Ablations, parts: Collection[Any]) -> tuple[Any, ...]:
