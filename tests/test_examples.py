@@ -8,12 +8,14 @@ import json
 import re
 import socket
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(EXAMPLES))
 from notebooks import SCRIPTS, notebook  # noqa: E402
 
@@ -66,12 +68,27 @@ def test_a_reader_sees_what_the_cells_give(script: Path):
     assert not re.search(r"/tmp/|/home/|/root/", json.dumps([output.get("text") for output in outputs]))
 
 
+def packages_without(extra: str) -> set[str]:
+    """What other extras install and this one does not, as it is imported."""
+    every = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+
+    def of(name: str) -> set[str]:
+        found = {re.match(r"[\w-]+", line)[0] for line in every[name] if not line.startswith("pellucid[")}
+        parts = [part for line in every[name] if line.startswith("pellucid[") for part in line[9:-1].split(",")]
+        return found.union(*map(of, parts))
+
+    others = set().union(*(of(name) for name in every if name != "dev")) - of(extra)
+    return {{"scikit-learn": "sklearn"}.get(package, package) for package in others}
+
+
 @pytest.mark.parametrize(("script", "fewer"), RUNS)
 def test_every_cell_runs_offline(script: Path, fewer: dict[str, str], monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: Any) -> None:
         raise AssertionError("the notebook opened a network connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    for package in packages_without("notebook"):
+        monkeypatch.setitem(sys.modules, package, None)
     names: dict[str, Any] = {"__name__": "__main__"}
     cells = stored(script)["cells"]
     assert all(any(many in "".join(cell["source"]) for cell in cells) for many in fewer)

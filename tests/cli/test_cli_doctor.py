@@ -60,6 +60,8 @@ def test_tables_are_those_of_the_project() -> None:
         if extra != "dev"
     }
     assert {name: list(libraries) for name, (libraries, _) in doctor.EXTRAS.items()} == extras
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert [extra for extra in extras if f"`pip install '.[{extra}]'`" not in page] == []
 
 
 def test_text(cli: Any) -> None:

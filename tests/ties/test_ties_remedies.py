@@ -72,7 +72,7 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "not-auditable": [
         Case(lambda h: audit_ties(3), "the model itself", lambda h: audit_ties(h.model)),
-        Case(lambda h: audit_ties(None), "the path of a checkpoint", lambda h: audit_ties(h.saved)),
+        Case(lambda h: audit_ties(None), "the path of a weights file", lambda h: audit_ties(h.saved)),
     ],
     "optimizer-without-model": [
         Case(lambda h: audit_ties(h.model.state_dict(), optimizer=torch.optim.SGD(h.model.parameters())),

@@ -144,7 +144,7 @@ class Compare(Wish):
 
 @dataclass(frozen=True, kw_only=True)
 class Ties(Wish):
-    """A checkpoint to audit."""
+    """A weights file or folder to audit."""
 
     MORE = """
     Shows which names share memory or numbers, what the configuration says, and what reading the weights makes

@@ -303,7 +303,7 @@ def _say_gelu(found: Findings, kind: str) -> None:
     grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
     gap = float((nn.functional.gelu(grid) - nn.functional.gelu(grid, approximate="tanh")).abs().max())
     found.proved.append(f"activation_function is taken as given; its gelu is {form}")
-    trained = "so was GPT-2 trained" if kind == "gelu_new" else "GPT-2's checkpoints were trained with the tanh form"
+    trained = "so was GPT-2 trained" if kind == "gelu_new" else "GPT-2 was trained with the tanh form"
     found.note(f"gelu: {form}; {trained}; for one number the two are up to {gap:.1e} apart")
 
 

@@ -195,17 +195,17 @@ def check_pretrained(
 def _prompt(tokenizer: Any, reference: CkptedTransformer) -> Tensor:
     """The prompt as ids [1, P]."""
 
-    def unfit(what: str, whose: str = "the tokenizer that belongs to the weights") -> InputError:
-        return misuse(f"check_pretrained: {what}.", f"Pass {whose}.")
+    def unfit(what: str) -> InputError:
+        return misuse(f"check_pretrained: {what}.", "Pass the tokenizer that belongs to the weights.")
 
     if not hasattr(tokenizer, "encode") or not hasattr(tokenizer, "decode"):
-        raise unfit("no tokenizer with encode and decode", "the checkpoint's tokenizer")
+        raise unfit("no tokenizer with encode and decode")
     try:
         encoded = tokenizer.encode(PROMPT)
         ids = [int(i) for i in getattr(encoded, "ids", encoded)]  # those of the tokenizers package come in an Encoding
     except Exception as error:  # whatever somebody's tokenizer raises
         what = f"the tokenizer's encode does not give a list of ids: {last_line(error)}"
-        raise unfit(what, "the checkpoint's tokenizer") from error
+        raise unfit(what) from error
     known, longest = reference.config.vocab_size, reference.config.n_positions
     if not 0 < len(ids) <= longest:
         raise unfit(f"the tokenizer makes {len(ids)} ids of the prompt, expected 1 to {longest}")
@@ -256,7 +256,7 @@ def _misloaded(name: str, value: Tensor, wanted: Mapping[str, Tensor]) -> str:
         kind = str(value.dtype).removeprefix("torch.")
         return f"`{name}` holds its weights rounded to {kind}; keep the model in float32"
     if value.dim() == 2 and torch.equal(value.T, right):
-        return f"`{name}` holds the transpose of its weights: the checkpoint's Conv1D keeps [in, out], Linear [out, in]"
+        return f"`{name}` holds the transpose of its weights: GPT-2's files keep [in, out], Linear [out, in]"
     for other, tensor in wanted.items():
         if other != name and tensor.shape == value.shape and torch.equal(value, tensor):
             return f"`{name}` holds the weights of `{other}`"
@@ -311,7 +311,7 @@ def _say_gelu(found: Findings, reference: CkptedTransformer, ids: Tensor, logits
     gap, agree = float((right - logits).abs().max()), bool((right.argmax(-1) == logits.argmax(-1)).all())
     words = "the most likely tokens are the same" if agree else "some most likely tokens differ"
     found.note(
-        f"gelu: this model uses the erf form (nn.GELU()), the checkpoint was trained with the tanh form "
+        f"gelu: this model uses the erf form (nn.GELU()), the weights were trained with the tanh form "
         f"({reference.config.activation_function}); here the logits are up to {gap:.2g} apart, and {words}. "
         "That is the course's own deviation; with it undone in the reference everything agrees"
     )

@@ -32,7 +32,7 @@ SHOWN_GROUPS = 12
 
 @dataclass(frozen=True, repr=False)
 class TieAudit:
-    """Everything about the ties of a model, a state dict or a checkpoint.
+    """Everything about the ties of a model, a state dict or a weights file.
 
     Attributes:
         what: What was audited.
@@ -149,7 +149,7 @@ def audit_ties(
         raise InputError(
             f"audit_ties: tie_word_embeddings= with {type(x).__name__}, expected what from_pretrained reads or made.",
             code="override-without-configuration",
-            remedy="Leave it out, or give a checkpoint or a model of transformers.",
+            remedy="Leave it out, or give a weights file, a folder or a model of transformers.",
         )
     if isinstance(x, nn.Module):
         return _audit_model(unwrapped(x), optimizer, tie_word_embeddings)
@@ -163,7 +163,7 @@ def audit_ties(
     raise InputError(
         f"audit_ties: given {type(x).__name__}, expected a model, a state dict or a path.",
         code="not-auditable",
-        remedy="Give the model itself, model.state_dict(), or the path of a checkpoint.",
+        remedy="Give the model itself, model.state_dict(), or the path of a weights file or folder.",
     )
 
 

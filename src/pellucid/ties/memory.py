@@ -38,7 +38,7 @@ class TieGroup:
         names: In the order in which they were found.
         kind: "same parameter": one object. "same memory": several objects over exactly the same numbers.
             "overlapping": some of the numbers are shared. "equal": memory of their own, the same numbers.
-            "declared": a checkpoint names it once, and reading it makes the other names.
+            "declared": a weights file names it once, and reading it makes the other names.
         shape: The shape of the first name's tensor.
         dtype: The dtype of the first name's tensor.
         nbytes: Memory that all names together take.

@@ -185,6 +185,6 @@ def state_dict_subject(tensors: Mapping[Any, Any]) -> Subject:
         raise InputError(
             f"audit_ties: a dict with {', '.join(wrong[:8]) or 'no entries'}, expected names and tensors.",
             code="not-a-state-dict",
-            remedy="Give model.state_dict(), or the part of the checkpoint that holds it.",
+            remedy="Give model.state_dict(), or the part of the file that holds it.",
         )
     return Subject("state dict", "state dict", tuple(Named(n, t) for n, t in tensors.items()), Declared())
