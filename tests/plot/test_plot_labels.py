@@ -138,12 +138,19 @@ def test_warnings_are_errors_here() -> None:
         warnings.warn("noticed", stacklevel=1)
 
 
-def test_a_figure_says_what_it_shows() -> None:
+def test_a_figure_says_what_it_shows(tmp_path: Path) -> None:
     """What, of which layer and head of which model, and of how much."""
     _, ckpts = pl.load().run_with_ckpts("Once upon a time", names=["blocks.*.attn.ckpt_pattern", "resid_post"])
     pattern = ckpts.to_xarray()["attn.ckpt_pattern"].sel(batch=0, layer=2, head=1)
     norms = pl.measure.norms(ckpts, "resid_post")
     parts = pl.attribution.direct(pl.load().run_with_ckpts("Once upon a")[1], " time").isel(batch=0, pos=-1)
+    swept = pl.patching.sweep(
+        pl.load(), "Once upon a", "Once upon the", "resid_pre", over=("layer", "pos"), metric=pl.metrics.logit(" time")
+    )
+    post = "blocks.1.mlp.ckpt_post"
+    store = pl.corpus.capture(pl.load(), ["Once upon a time"], post, tmp_path / "acts.zarr")
+    active = pl.corpus.densities(store, post)
+    dead = int((active["density"] == 0).sum())
     said = {
         "attention, layer 2, head 1 of bundled, 4 tokens": pl.plot.attention(pattern),
         "attention, 4 tokens": pl.plot.attention(ckpts["pattern", 2][0, 1]),
@@ -156,7 +163,11 @@ def test_a_figure_says_what_it_shows() -> None:
         "norm of resid_post, bundled": pl.plot.heatmap(norms.isel(batch=0)),
         "what each part of the model adds, bundled, at ' a', position 2": pl.plot.attribution(parts),
         "likeliest next token read from resid_post, bundled, 4 tokens": pl.plot.lens(pl.lens.logit(ckpts)),
-        "parameters of each component": pl.plot.parameters(pl.load()),
+        "parameters of each component, bundled": pl.plot.parameters(pl.load()),
+        "parameters of each component": pl.plot.parameters(pl.count_parameters(pl.load())),
+        "resid_pre, clean into corrupted, bundled logit of ' time' at -1": pl.plot.heatmap(swept),
+        f"1,024 units of {post}, bundled, 4 tokens, {dead:,} active nowhere": pl.plot.densities(active),
+        f"unit 7 of {post}, bundled, 1 example": pl.plot.examples(pl.corpus.examples(store, post, [7], count=1)),
     }
     for title, ax in said.items():
         assert ax.get_title("left").replace("\n", " ") == title

@@ -96,7 +96,7 @@ def edges(
     logits, own = _run(model, pair.base, kept)
     assert theirs is not None, "the run was not stopped"
     plain = measured(metric, logits, pair.base, of=f"the {pair.into} run")
-    about = pair.about(metric, plain, measured(metric, theirs, pair.source, of=f"the {pair.taken} run"))
+    about = pair.about(model, metric, plain, measured(metric, theirs, pair.source, of=f"the {pair.taken} run"))
     change = {name: source[name] - own[name].detach() for name in kept}
     senders = list(_senders(model, change))
     heard = list(_readers(model, metric, logits, own))

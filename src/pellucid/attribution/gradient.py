@@ -142,7 +142,8 @@ class Gradients:
         assert theirs is not None, "the run was not stopped"
         of_source = measured(metric, theirs, pair.source, of=f"the {pair.taken} run")
         logits, values = self._run(list(dict.fromkeys((*names, *patterns))), ())
-        self.about = pair.about(metric, measured(metric, logits, pair.base, of=self._base_is), of_source)
+        of_base = measured(metric, logits, pair.base, of=self._base_is)
+        self.about = pair.about(model, metric, of_base, of_source)
         self.gradients = self._back(logits, values)
         self.values = {name: value.detach() for name, value in values.items()}
 

@@ -91,7 +91,7 @@ def examples(
             "passage": ((*ranked, "offset"), passage), "token": ((*ranked, "offset"), strings),
         },
         coords={"unit": chosen, "offset": offsets},
-        attrs={"checkpoint": name, "rows": store.plan.rows},
+        attrs={"checkpoint": name, "rows": store.plan.rows, "model": store.provenance["model"]},
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def densities(
             "edges": (("unit", "edge"), (least[:, None] + step[:, None] * torch.arange(width + 1)).numpy()),
         },
         coords={"unit": chosen},
-        attrs={"checkpoint": name, "rows": rows, "above": above},
+        attrs={"checkpoint": name, "rows": rows, "above": above, "model": store.provenance["model"]},
     )  # fmt: skip
 
 

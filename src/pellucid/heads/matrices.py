@@ -16,6 +16,7 @@ from pellucid.extras import need
 from pellucid.heads.factored import FactoredMatrix, triangle
 from pellucid.network import Network
 from pellucid.run.model import CkptedTransformer
+from pellucid.run.origin import source_of
 
 if TYPE_CHECKING:
     import xarray
@@ -105,7 +106,8 @@ def composition(model: Network, kind: Kind) -> xarray.DataArray:
         scores[:to, :, to] = torch.where(sizes > 0, found / sizes, 0.0).unflatten(0, (to, heads))
     dims = ("layer", "head", "layer_to", "head_to")
     return need("xarray", "pellucid.heads").DataArray(
-        scores.double().cpu().numpy(), dims=dims, name="composition", attrs={"kind": kind},
+        scores.double().cpu().numpy(), dims=dims, name="composition",
+        attrs={"kind": kind, "model": source_of(model)},
         coords={dim: range(size) for dim, size in zip(dims, scores.shape, strict=True)},
     )  # fmt: skip
 

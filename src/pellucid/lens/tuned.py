@@ -21,7 +21,7 @@ from pellucid.lens.readout import Readout, divergence, readout
 from pellucid.network import Network
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.model import CkptedTransformer
-from pellucid.run.origin import weights_fingerprint
+from pellucid.run.origin import source_of, weights_fingerprint
 from pellucid.weights.manifests import is_there
 
 _ABOUT = "pellucid.tuned_lens"
@@ -278,7 +278,7 @@ class _Training:
         """The maps as they are now."""
         about = {
             **self._plan.settings,
-            "model": str(self._model.provenance.get("source", type(self._model).__name__)),
+            "model": source_of(self._model),
             "step": self.done,
             "steps": self._plan.steps,
         }

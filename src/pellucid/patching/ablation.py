@@ -150,7 +150,7 @@ class Ablated:
     def about(self, title: str) -> dict[str, Any]:
         """What an array of ablations says, for figures and `normalized`."""
         return {"how": self.how, "plain": float(self.run.plain.mean()), "plain_by_text": self.run.plain.tolist(),
-                **described(self.run.metric, self.run.plain, title)}  # fmt: skip
+                **described(self.run.model, self.run.metric, self.run.plain, title)}  # fmt: skip
 
 
 @dataclass

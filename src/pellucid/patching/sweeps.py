@@ -25,6 +25,7 @@ from pellucid.patching.roles import Roles, of_unequal_length
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.cost import estimate
 from pellucid.run.model import CkptedTransformer
+from pellucid.run.origin import source_of
 from pellucid.run.region import Index, Region
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch, Inputs
@@ -224,9 +225,10 @@ class Measured:
         return array(values, dims=dims, coords=coords, name=name, attrs=dict(about))
 
 
-def described(metric: Metric, plain: Tensor, title: str) -> dict[str, Any]:
+def described(model: CkptedTransformer, metric: Metric, plain: Tensor, title: str) -> dict[str, Any]:
     """What an array of changed runs says for figures: what it shows, and the metric with its value without a change."""
-    return {"title": title, "metric": repr(metric), "units": units_of(metric), "unchanged": float(plain.mean())}
+    return {"title": title, "model": source_of(model), "metric": repr(metric), "units": units_of(metric),
+            "unchanged": float(plain.mean())}  # fmt: skip
 
 
 def results(
@@ -316,14 +318,14 @@ class Texts:
             logits, source = model.run_with_ckpts(self.source, names=names)
         assert logits is not None, "the run was not stopped"
         theirs = measured(metric, logits, self.source, of=f"the {self.taken} run")
-        return PlainRuns(base, source, self.about(metric, base.plain, theirs))
+        return PlainRuns(base, source, self.about(model, metric, base.plain, theirs))
 
-    def about(self, metric: Metric, base: Tensor, source: Tensor) -> dict[str, Any]:
+    def about(self, model: CkptedTransformer, metric: Metric, base: Tensor, source: Tensor) -> dict[str, Any]:
         """What an array of runs between the two says, but for its title, given the metric [B] of both."""
         read = {self.into: base, self.taken: source}
         of_both: dict[str, Any] = {side: float(read[side].mean()) for side in ("clean", "corrupted")}
         of_both |= {f"{side}_by_text": read[side].tolist() for side in ("clean", "corrupted")}
-        return {**described(metric, base, ""), **of_both}
+        return {**described(model, metric, base, ""), **of_both}
 
 
 @dataclass(frozen=True)

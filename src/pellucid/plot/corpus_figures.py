@@ -8,7 +8,7 @@ import numpy as np
 
 from pellucid.errors import ShapeError
 from pellucid.plot.along_text import draw_tokens
-from pellucid.plot.canvas import canvas, remember, say_what
+from pellucid.plot.canvas import canvas, model_name, remember, say_what
 from pellucid.plot.themes import COLUMN, pandas, xarray
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def examples(table: Any, *, title: str | None = None, ax: Axes | None = None) ->
                 "row": ("pos", np.asarray(kept)[ranks] + one.offset.values[offsets])},
     )  # fmt: skip
     ends = [*(ranks[1:] != ranks[:-1]).tolist(), True]
-    about = f"unit {int(one.unit)} of {one.attrs['checkpoint']}", f"{len(kept)} example{'s' * (len(kept) != 1)}"
+    what = f"unit {int(one.unit)} of {one.attrs['checkpoint']}"
+    about = what, model_name(one.attrs), f"{len(kept)} example{'s' * (len(kept) != 1)}"
     return draw_tokens(array, ends, (title,) if title else about, ax)
 
 
@@ -102,15 +103,16 @@ def densities(table: Any, *, title: str | None = None, ax: Axes | None = None) -
 
 def _bars(table: Any) -> tuple[Any, Any, str, tuple[str, ...]]:
     """How many lie between which edges, of what, and what the figure says."""
-    rows, what = int(table.attrs["rows"]), str(table.attrs["checkpoint"])
+    rows, what, model = int(table.attrs["rows"]), str(table.attrs["checkpoint"]), model_name(table.attrs)
     if table["density"].ndim == 0:
-        about = f"unit {int(table.unit)} of {what}", f"active at {float(table['density']):.2%} of {rows:,} tokens"
+        active = f"active at {float(table['density']):.2%} of {rows:,} tokens"
+        about = f"unit {int(table.unit)} of {what}", model, active
         return table["histogram"].values, table["edges"].values, "tokens", about
     shares = table["density"].values
     least = -np.log10(rows) if rows > 1 else -1.0
     counts, edges = np.histogram(np.log10(shares[shares > 0]), bins=40, range=(least, 0.0))
     dead = int((shares == 0).sum())
-    about = f"{len(shares):,} units of {what}", f"{rows:,} tokens", f"{dead:,} active nowhere"
+    about = f"{len(shares):,} units of {what}", model, f"{rows:,} tokens", f"{dead:,} active nowhere"
     return counts, edges, "units", about
 
 

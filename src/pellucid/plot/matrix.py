@@ -64,7 +64,7 @@ def heatmap(array: Any, *, centre: float | None = None, title: str | None = None
         ...     over=("layer", "pos"), metric=pl.metrics.logit_difference(" ball", " cat"))
         >>> ax = pl.plot.heatmap(swept)
         >>> ax.get_xlabel(), ax.get_ylabel(), ax.get_title(loc="left").splitlines()[0]
-        ('pos', 'layer', 'resid_pre, clean into corrupted')
+        ('pos', 'layer', 'resid_pre, clean into corrupted, bundled')
     """
     found = _read(array)
     numbers, (rows, columns) = found.to_numpy(), found.shape

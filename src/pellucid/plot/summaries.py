@@ -14,6 +14,7 @@ from pellucid.errors import InputError, shown
 from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, longest, model_name, remember, say_what
 from pellucid.plot.themes import COLUMN, LABEL, Colour, Theme, matplotlib, pandas
 from pellucid.run.cost import ParameterCount, count_parameters
+from pellucid.run.origin import source_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,8 +206,9 @@ def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -
         >>> table.loc["unembed", "tied"] == table.loc["embed", "unique"]
         np.True_
     """
+    model = ""
     if isinstance(counted, nn.Module):
-        counted = count_parameters(counted)
+        model, counted = model_name({"model": source_of(counted)}), count_parameters(counted)
     if not isinstance(counted, ParameterCount) or counted.unique == 0:
         given = "no parameters" if isinstance(counted, ParameterCount) else type(counted).__name__
         raise InputError(
@@ -234,7 +236,7 @@ def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -
         axes.set_xlabel(f"parameters: {_short(counted.unique)} in memory", loc="left")
         axes.tick_params(length=0)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
-        say_what(axes, "parameters of each component")
+        say_what(axes, "parameters of each component", model)
         return remember(axes, table)
 
 

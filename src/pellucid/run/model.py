@@ -28,7 +28,7 @@ from pellucid.part import Weights, has_native_hooks, state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.cache import KeyValueCache, continued
 from pellucid.run.edit import Edit
-from pellucid.run.origin import Origin
+from pellucid.run.origin import Origin, source_of
 from pellucid.run.region import Index, Region
 from pellucid.run.taps import EditTap, Recorder, Start, beginning, captured, unchecked_beginning, warn_of_dropout
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
@@ -345,5 +345,5 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
             keep_freed()
         return logits, ActivationCkpts(
             recorder.values, batch, self.schema, part=part, fired=edit_tap.fired,
-            origin=Origin(self.provenance.get("source", type(self).__name__), self, state_of(modules)),
+            origin=Origin(source_of(self), self, state_of(modules)),
         )  # fmt: skip

@@ -35,6 +35,11 @@ _MOST_LAYERS = 1_000
 _FINGERPRINTS: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 
 
+def source_of(model: Any) -> str:
+    """Where a model's weights came from; its class if they came from nowhere."""
+    return str(getattr(model, "provenance", {}).get("source", type(model).__name__))
+
+
 class Origin:
     """The model of a run, which is held, and what it was then."""
 

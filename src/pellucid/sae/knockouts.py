@@ -82,7 +82,7 @@ def ablate(
     changes = -_features(sae, base.values[name])
     values = _measured(sae, base, name, changes, features, per_text=per_text, progress=progress)
     about = {"checkpoint": name, "plain": float(base.plain.mean()), "plain_by_text": base.plain.tolist(),
-             **described(metric, base.plain, f"features of {name} set to zero")}  # fmt: skip
+             **described(model, metric, base.plain, f"features of {name} set to zero")}  # fmt: skip
     return values.rename("ablate").assign_attrs(about)
 
 
