@@ -65,6 +65,7 @@ MORE: dict[str, Callable[[], Axes]] = {
     "attention_odd": lambda: pl.plot.attention(odd_tokens()),
     "attention_wide": on_wide_axes,
     "attention_grid_1": lambda: pl.plot.attention_grid(pictures.patterns(1, 1, 1), tokens=pictures.tokens(1)),
+    "attention_grid_4x4_11": lambda: pl.plot.attention_grid(pictures.patterns(4, 4, 11), tokens=pictures.tokens(11)),
     "attention_grid_1x12": lambda: pl.plot.attention_grid(pictures.patterns(1, 12, 10)[0], tokens=pictures.tokens(10)),
     "attention_grid_long": lambda: pl.plot.attention_grid(pictures.patterns(2, 12, LONG), tokens=pictures.tokens(LONG)),
     "attention_grid_48x25": lambda: pl.plot.attention_grid(pictures.patterns(48, 25, 8), tokens=pictures.tokens(8)),
@@ -180,7 +181,8 @@ def as_drawn(figure: Figure, dots: int) -> Figure:
     return figure
 
 
-READ = ("attention_2", "attention_last_query", "attention_odd", "attention_wide", "attention_grid_1", "heatmap_odd",
+READ = ("attention_2", "attention_last_query", "attention_odd", "attention_wide", "attention_grid_1",
+        "attention_grid_4x4_11", "heatmap_odd",
         "autoregression_1",
         "autoregression_long_name", "head_scores_1", "circuit_edges", "circuit_nodes", "circuit_one", "heatmap_1",
         "heatmap_names", "attribution_1", "attribution_zero", "lens_1", "next_tokens_one", "next_tokens_many",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class Ticks:
     """Every n-th of some labels along an axis, so they fit; see `step_for`.
 
+    Where labels are repeated, one that would touch the first of the next repetition is left out.
+
     A layout moves axes after their labels were set, and a reader resizes figures, so the room is looked up whenever
     the axis is drawn.
     """
@@ -32,17 +34,16 @@ class Ticks:
 
     def step(self, side: Axis) -> int:
         """Return n at the axis's present size."""
-        count, (low, high) = len(self.labels), side.get_view_interval()
-        box, dots = side.axes.bbox, side.axes.get_figure(root=True).dpi  # pyright: ignore[reportOptionalMemberAccess]
-        length = 72 / dots * (box.width if side is side.axes.xaxis else box.height)
-        return step_for(count, length * abs(count * self.spacing / (high - low)), self.size)
+        count = len(self.labels)
+        return step_for(count, count * self.spacing * _points(side), self.size)
 
     def places(self, side: Axis) -> list[float]:
         """Return where labels stand at the axis's present size."""
-        step = self.step(side)
+        step, room = self.step(side), self.size / _points(side)
         if -(-len(self.labels) // step) < self.least:
             return []
-        return [place for place, i in self._index.items() if i % step == 0]
+        kept = (place for place, i in self._index.items() if i % step == 0)
+        return [place for place in kept if not any(place < start < place + room for start in self.starts)]
 
     def label(self, side: Axis, place: float, _: int | None) -> str:
         """Return what is written at a place of the axis."""
@@ -56,6 +57,13 @@ class Ticks:
 
         side.set_major_locator(_locator(self))
         side.set_major_formatter(FuncFormatter(partial(self.label, side)))
+
+
+def _points(side: Axis) -> float:
+    """Return how many points a unit of an axis takes at its present size."""
+    low, high = side.get_view_interval()
+    box, dots = side.axes.bbox, side.axes.get_figure(root=True).dpi  # pyright: ignore[reportOptionalMemberAccess]
+    return 72 / dots * (box.width if side is side.axes.xaxis else box.height) / abs(high - low)
 
 
 def _locator(ticks: Ticks) -> Any:
