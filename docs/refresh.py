@@ -157,7 +157,7 @@ class Page:
         out = io.StringIO()
         try:
             with contextlib.redirect_stdout(out):
-                exec(compile(source, self.name, "exec"), names)
+                exec(compile(source, self.name, "exec", dont_inherit=True), names)
         except Exception as error:
             raise WrongExample(f"{self.name}:{block.line}: {type(error).__name__}: {error}") from error
         return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())

@@ -98,7 +98,7 @@ def test_every_cell_runs_offline(script: Path, fewer: dict[str, str], monkeypatc
             for many, few in fewer.items():
                 source = source.replace(many, few)
             with contextlib.redirect_stdout(io.StringIO()) as printed:
-                exec(compile(source, script.name, "exec"), names)
+                exec(compile(source, script.name, "exec", dont_inherit=True), names)
             kept = any(output.get("name") == "stdout" for output in cell["outputs"])
             assert bool(printed.getvalue()) == kept, cell["source"]
 

@@ -29,5 +29,5 @@ def variant(*changes: tuple[str, str]) -> SimpleNamespace:
         text = text.replace(old, new)
     names: dict[str, Any] = {"__name__": "solution"}
     with contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(text, "solution.py", "exec"), names)
+        exec(compile(text, "solution.py", "exec", dont_inherit=True), names)
     return SimpleNamespace(**names)

@@ -89,6 +89,7 @@ BAD = {
     "import": ("import no_such_module_here\n", "No module named 'no_such_module_here'", "file-raises"),
     "raises": ("def f():\n    1 / 0\n\nf()\n", "ZeroDivisionError: division by zero (f, line 2)", "file-raises"),
     "exits": ("import sys\nsys.exit(3)\n", "SystemExit: 3", "file-raises"),
+    "asks": ("name = input('who?')\n", "EOFError: EOF when reading a line (<module>, line 1)", "file-raises"),
     "ends the process": ("import os\nos._exit(5)\n", "ended with code 5", "file-raises"),
 }
 
@@ -99,9 +100,16 @@ def test_a_file_that_cannot_be_run_is_an_error_of_its_own(name: str, tmp_path: P
     path = tmp_path / "my_gpt2.py"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught:
-        (checked_apart if name == "ends the process" else here)(path)
+        (checked_apart if name in ("asks", "ends the process") else here)(path)
     assert words in caught.value.message
     assert caught.value.code == code
+
+
+def test_a_file_is_compiled_as_python_compiles_it(tmp_path: Path) -> None:
+    """Not under the `__future__` of whoever runs it, which would make its annotations texts."""
+    path = tmp_path / "my_gpt2.py"
+    path.write_text("def f(x: int) -> None: ...\n\nassert f.__annotations__['x'] is int\n", encoding="utf-8")
+    assert {answer.state for answer in here(path)} == {"open"}
 
 
 def test_missing_files_are_not_found(tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_the_notebook_runs_offline_and_everything_in_it_passes(monkeypatch: pyte
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         for source in code:
-            exec(compile(source, "build_gpt2_from_scratch.ipynb", "exec"), names)
+            exec(compile(source, "build_gpt2_from_scratch.ipynb", "exec", dont_inherit=True), names)
     assert "✗" not in printed.getvalue()
     assert printed.getvalue().count("✓") == 8
     assert printed.getvalue().splitlines()[-1].startswith("Once upon a time")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pdb
 from collections.abc import Callable
 from typing import Any
 
@@ -372,6 +373,16 @@ def test_what_code_prints_is_told_once() -> None:
     assert [note for note in result.notes if "printed" in note] == [
         "your code printed: 'shape [11]', … (6 lines in all)"
     ]
+
+
+def test_code_that_asks_is_told_that_nobody_answers() -> None:
+    def stops(logits: Tensor) -> int:
+        pdb.Pdb(nosigint=True).set_trace()
+        return int(logits.argmax())
+
+    for asks in (lambda logits: int(input("which? ")), stops):
+        result = check_greedy(asks)
+        assert "it runs without input() and breakpoint()" in str(result.mistake), result
 
 
 def test_minlength_is_not_blamed_for_another_error() -> None:

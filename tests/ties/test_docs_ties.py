@@ -29,7 +29,7 @@ def test_the_page_runs_and_prints_what_it_says(
     namespace: dict[str, object] = {"__name__": "docs"}
     for block in blocks:
         line = text[: block.start(1)].count("\n")
-        exec(compile("\n" * line + block[1], str(PAGE), "exec"), namespace)
+        exec(compile("\n" * line + block[1], str(PAGE), "exec", dont_inherit=True), namespace)
     said = re.sub(r"\s+", " ", re.sub(r"(?m)^# ", "", text))
     printed = capsys.readouterr().out.replace(str(namespace["tmp"]), "…")
     for one in re.sub(r"[\d,]+ bytes", "… bytes", printed).splitlines():

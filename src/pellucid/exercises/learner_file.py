@@ -201,7 +201,7 @@ def _run(path: Path, source: str | bytes) -> Generator[dict[str, Any]]:
     try:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                exec(compile(source, str(path), "exec"), vars(module))
+                exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
         except (Exception, SystemExit) as error:  # whatever the learner's file raises
             raise InputError(
                 f"{path}: it raises while it is run: {last_line(error)}.",
@@ -240,7 +240,10 @@ def _apart(path: Path, wanted: Sequence[str], hint: int | None, time_limit: floa
         code = f"from {__name__} import answer_to; answer_to({json.dumps(asked)!r}, {str(out)!r}, {str(hung)!r})"
         code += "; import os; os._exit(0)"  # threads that the file has started are not waited for
         with err.open("wb") as errors:
-            ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=errors, check=False)
+            ended = subprocess.run(  # what asks for input would wait for it unseen, and read that of a shell's loop
+                [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                check=False,
+            )  # fmt: skip
         complaint = (err.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
         said = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
         stuck = hung.read_text(encoding="utf-8", errors="replace") if hung.exists() else ""

@@ -6,6 +6,7 @@ not. `checked` makes that a frozen `CheckResult`, with the `Findings` that were 
 
 from __future__ import annotations
 
+import bdb
 import contextlib
 import html
 import io
@@ -204,12 +205,17 @@ def checked(name: str, body: Callable[[Findings], None], hint: int | None = None
 
 @contextmanager
 def _listening(found: Findings) -> Generator[None]:
-    """Keep back what the learner's code prints, which runs many times, and note its first lines once."""
-    out, err = io.StringIO(), io.StringIO()
+    """Keep back what the learner's code prints, which runs many times, and note its first lines once; it reads nothing.
+
+    A question that nobody sees, such as a debugger's, would be waited for.
+    """
+    out, err, keyboard = io.StringIO(), io.StringIO(), sys.stdin
+    sys.stdin = io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             yield
     finally:
+        sys.stdin = keyboard
         warned = [line for line in err.getvalue().split("\n") if line and "\r" not in line]  # no progress bars
         lines = [*out.getvalue().splitlines(), *warned]
         distinct = list(dict.fromkeys(lines))[:_PRINTED]
@@ -231,6 +237,8 @@ def theirs(step: str, doing: str = "") -> Generator[None]:
 
 def _raising(error: BaseException, step: str, doing: str) -> WrongAnswerError:
     words = f"your code raised {last_line(error)}{f', {doing}' if doing else ''}"
+    if isinstance(error, (EOFError, bdb.BdbQuit)):
+        words += ": a check has no keyboard, so it runs without input() and breakpoint()"
     frames = _their_frames(error)
     line = described(frames[-1].filename, frames[-1].lineno or 0) if frames else None
     return WrongAnswerError(words, step, kind=f"your code raises {type(error).__name__}", line=line)
