@@ -372,6 +372,11 @@ def test_colours_begin_at_zero(scores: list[list[float]], limits: tuple[float, f
     assert pl.plot.head_scores(scores).images[0].get_clim() == limits
 
 
+def test_what_is_written_as_zero_has_no_sign() -> None:
+    ax = pl.plot.head_scores([[-0.001, 1.0]])
+    assert [text.get_text() for text in ax.texts] == ["0.00", "1.00"]
+
+
 def test_effects_are_drawn_about_what_was_without_a_change() -> None:
     array = pictures.effects(3, 6)
     ax = pl.plot.heatmap(array)

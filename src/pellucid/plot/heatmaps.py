@@ -264,7 +264,7 @@ def write_numbers(axes: Axes, look: Theme, numbers: Numbers, image: Any) -> None
     decimals = 2 if np.nanmax(np.abs(numbers)) < 10 else 0 if np.nanmax(np.abs(numbers)) >= 100 else 1
     for place, number in np.ndenumerate(numbers):
         if not np.isnan(number):
-            write_in_cell(axes, look, image, place, f"{number:.{decimals}f}")
+            write_in_cell(axes, look, image, place, f"{number:z.{decimals}f}")
 
 
 def write_in_cell(axes: Axes, look: Theme, image: Any, place: tuple[int, ...], text: str) -> None:

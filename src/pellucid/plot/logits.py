@@ -85,10 +85,10 @@ def attribution(parts: DataArray, *, most: int = 16, ax: Axes | None = None) -> 
         colours = [look.ink if name == SUM else look.marks[value < 0] for name, value in table.to_numpy()]
         bars = axes.barh(places, values, color=colours, height=0.7)
         axes.axvline(0, color=look.ink, linewidth=0.6)
-        axes.bar_label(bars, [f"{value:+.2f}" for value in values], padding=2, fontsize=SMALL)
+        axes.bar_label(bars, [f"{value:+z.2f}" for value in values], padding=2, fontsize=SMALL)
         # numbers stand beyond the ends of the bars
         room = (72 * COLUMN - longest(table[COMPONENT]) - 24) if ax is None else extent(axes)[0]
-        axes.set_xlim(*_limits(values, longest([f"{value:+.2f}" for value in values]) + 4, room))
+        axes.set_xlim(*_limits(values, longest([f"{value:+z.2f}" for value in values]) + 4, room))
         axes.set_ylim(places[-1] + 0.6, -0.6)
         axes.set_yticks(places, table[COMPONENT])
         axes.tick_params(axis="y", length=0, labelsize=SMALL)

@@ -82,7 +82,7 @@ def number(value: float) -> str:
     """A number in at most six characters, to three decimals if they fit."""
     if value == 0 or 0.0005 <= abs(value) < 99_999:
         for decimals in (3, 2, 1):
-            if len(text := f"{value:.{decimals}f}") <= 6:
+            if len(text := f"{value:z.{decimals}f}") <= 6:
                 return text
         return f"{value:.0f}"
     for digits in (1, 0):
