@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.gpt2.formulas import Sizes, masked, rounded, visible
-from pellucid.gpt2.mistake import AXIS, FUNCTION, HIDDEN, NUMBER, Mistake, scales
+from pellucid.gpt2.formulas import Sizes, masked, rounded, softmax, visible
+from pellucid.gpt2.mistake import AXIS, FUNCTION, HIDDEN, NUMBER, ORDERED, TWICE, Mistake, scales
 from pellucid.suspicions import FILLS
 
 # The scale of the scores
@@ -47,6 +47,9 @@ SCALES = (
     Mistake({"scale": lambda q, w: q.size(-2) ** -0.5}, "", "the scores are divided by sqrt(seq), not sqrt(head_size)",
             "scaling the scores", NUMBER),
     Mistake({"scale": lambda q, w: w.scale(q) / (w.block + 1)}, "scores divided by the number of the block"),
+    Mistake({"scale": lambda q, w: 1.0, "mix": lambda pattern, heads: pattern @ heads[2] / heads[2].size(-1) ** 0.5},
+            "", "the pattern is divided by sqrt(head_size), after softmax; the scores are, before it",
+            "scaling the scores", ORDERED),
 )  # fmt: skip
 
 
@@ -86,6 +89,11 @@ def _times(fill: float, zero: float = 1.0) -> Callable[[Tensor, Tensor, float | 
     return lambda scores, mask, _: (scores * torch.where(mask, zero, fill)).softmax(-1)
 
 
+def _plus(value: float) -> Callable[[Tensor, Tensor, float | None], Tensor]:
+    """Scores with a number added where a query does not see a key."""
+    return lambda scores, mask, _: (scores + torch.where(mask, 0.0, value)).softmax(-1)
+
+
 def _but_the_first(mask: Tensor) -> Tensor:
     mask = mask.tril(-1)
     mask[:1, :1] = True
@@ -120,6 +128,9 @@ MASKS = (
     _pattern(lambda s, m, f: s.softmax(-2) * m, "",
              "the mask is applied after softmax, which runs over the queries, not over the keys", f"{HIDDEN}; {AXIS}"),
     _pattern(_masked_late_and_renormalised, "", "the mask is applied after softmax", HIDDEN),
+    *(_pattern(_plus(value), "", f"{words}: where a key is hidden, -10000 has to be added", f"{HIDDEN}; {NUMBER}")
+      for value, words in ((1e4, "10000 is added to masked scores, or taken off the others"),
+                           (1.0, "1 is added to masked scores"), (-1.0, "a mask of 0 and 1 is added to the scores"))),
     _pattern(_times(-math.inf, 0.0), "",
              "the scores are multiplied by the logarithm of the mask, which is to be added", HIDDEN),
     _pattern(_times(-1e4), "",
@@ -134,6 +145,7 @@ MASKS = (
     _pattern(lambda s, m, f: masked(s, m, f).softmax(0), "", "softmax runs over the batch, not over the keys", AXIS),
     _pattern(lambda s, m, f: masked(s, m, -1e4).softmax(1), "", "softmax runs over the heads, not over the keys", AXIS),
     _pattern(lambda s, m, f: masked(s, m, -1e4).softmax(0), "", "softmax runs over the batch, not over the keys", AXIS),
+    _pattern(lambda s, m, f: softmax(s, m, f).softmax(-1), "", "softmax is applied twice", TWICE),
     _pattern(lambda s, m, f: masked(s, m, -1e4).log_softmax(-1), "", "log_softmax is applied, not softmax", FUNCTION),
     _pattern(lambda s, m, f: masked(s, m, -1e4).sigmoid(), "", "sigmoid is applied, not softmax", FUNCTION),
     _pattern(lambda s, m, f: masked(s, m, -1e4), "", "softmax is not applied", FUNCTION),

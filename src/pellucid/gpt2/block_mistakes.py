@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid.common_mistakes import other_functions
-from pellucid.gpt2.formulas import Norm, PlainWeights, Sizes, activate, feed_out, layer_norm, rounded
+from pellucid.gpt2.formulas import Norm, PlainWeights, Sizes, activate, feed_in, feed_out, layer_norm, rounded
 from pellucid.gpt2.mistake import (
     ACTIVATED,
     ADDED,
@@ -22,7 +22,7 @@ from pellucid.gpt2.mistake import (
     gelus,
     scales,
 )
-from pellucid.gpt2.parts import PlainBlock
+from pellucid.gpt2.parts import PlainBlock, pre_norm
 from pellucid.numerics import nonlinear
 
 # LayerNorm
@@ -145,6 +145,8 @@ def _unbiased_out(x: Tensor, w: PlainWeights) -> Tensor:
 MLP = (
     Mistake({"feed_out": lambda x, w: activate(feed_out(x, w), w.sizes)}, "",
             "the activation function is also applied after linear2", "the MLP", ACTIVATED),
+    Mistake({"feed_in": lambda x, w: feed_in(activate(x, w.sizes), w), "activation": lambda x, s: x}, "",
+            "the activation function is applied before linear1, not after it", "the MLP", ACTIVATED),
     Mistake({"activation": lambda x, s: activate(activate(x, s), s)}, "", "the activation function is applied twice",
             "the MLP", TWICE),
     Mistake({"norm_before_mlp": ("ln2", "ln2")}, "", "ln2 is applied twice, one after the other", "the MLP", TWICE),
@@ -174,6 +176,15 @@ def _norm_of_output(block: PlainBlock, x: Tensor) -> Tensor:
 def _mlp_first(block: PlainBlock, x: Tensor) -> Tensor:
     x = block.record("mid", x + block.mlp(block.norm(("ln2",), x)))
     return x + block.attention(block.norm(("ln1",), x))
+
+
+def _attention_twice(block: PlainBlock, x: Tensor) -> Tensor:
+    return pre_norm(block, x + block.attention(block.norm(("ln1",), x)))
+
+
+def _mlp_twice(block: PlainBlock, x: Tensor) -> Tensor:
+    x = pre_norm(block, x)
+    return x + block.mlp(block.norm(("ln2",), x))
 
 
 def _only_out(*values: Tensor) -> Tensor:
@@ -225,6 +236,9 @@ WIRING = (
             "ln2 is not applied", "layer norm", NORMALISED),
     Mistake({"norm_before_attention": (), "norm_before_mlp": ()}, "",
             "no LayerNorm is applied in the block", "layer norm", NORMALISED),
+    Mistake({"wiring": _attention_twice}, "", "attention is applied and added twice, one after the other",
+            _ATTENTION_STEP, TWICE),
+    Mistake({"wiring": _mlp_twice}, "", "the MLP is applied and added twice, one after the other", _MLP_STEP, TWICE),
     Mistake({"add_mlp": lambda x, mid, read, out: mid}, "the MLP's output is not added",
             "the MLP's output is not added to what comes out of attention", _MLP_STEP, ADDED),
     Mistake({"add_mlp": lambda x, mid, read, out: mid - out}, "",

@@ -187,6 +187,8 @@ ATTENTION_DROPOUT = _drops(
     ("z, the weighted sum, is dropped in the place of output_proj's output", {"output_drops": ("z",)}),
     ("z, the weighted sum, is dropped, too; the course drops the pattern and output_proj's output alone",
      {"output_drops": ("z", "attention")}),
+    ("attention's input is dropped, too; the course drops the pattern and output_proj's output alone",
+     {"attention_drops": ("attended", "pattern")}),
 )  # fmt: skip
 
 BLOCK_DROPOUT = _drops(
@@ -203,6 +205,8 @@ BLOCK_DROPOUT = _drops(
      {"mlp_drops": ("mid", "mlp")}),
     ("the two sums are dropped; the course drops linear2's output, before the residual connection",
      {"mlp_drops": ("mid", "sum")}),
+    ("linear1's input is dropped, too; the course drops linear2's output alone", {"mlp_drops": ("fed", "mlp")}),
+    ("the block's input is dropped, too; the course drops linear2's output alone", {"mlp_drops": ("input", "mlp")}),
     ("nothing is dropped in attention", {"attention_drops": (), "output_drops": ()}),
     ("nothing is dropped", {"attention_drops": (), "output_drops": (), "mlp_drops": ()}),
 )  # fmt: skip
@@ -218,5 +222,7 @@ GPT2_DROPOUT = _drops(
      {"embedding_drops": ("ln_final",)}),
     ("dropout is applied before the unembedding, too; the course drops the sum of the embeddings alone",
      {"embedding_drops": ("embeddings", "ln_final")}),
+    ("the logits are dropped, too; the course drops the sum of the embeddings alone",
+     {"embedding_drops": ("embeddings", "logits")}),
     ("the embeddings are dropped twice", {"embedding_drops": ("embeddings", "embeddings")}),
 )  # fmt: skip

@@ -41,6 +41,7 @@ LOGITS = "logits"
 def pre_norm(block: PlainBlock, x: Tensor) -> Tensor:
     """GPT-2's block: LayerNorm before attention and before the MLP."""
     parts = block.parts
+    x = parts.dropped("input", x)
     read = block.norm(parts.norm_before_attention, x)
     mid = block.record("mid", parts.dropped("mid", parts.add_attention(x, read, block.attention(read))))
     read = block.norm(parts.norm_before_mlp, parts.mlp_reads(x, mid))
@@ -151,6 +152,7 @@ class PlainBlock:
     def attention(self, x: Tensor) -> Tensor:
         """Attention to x [B, P, D]."""
         parts, weights, record = self.parts, self.weights, self.record
+        x = parts.dropped("attended", x)
         for point in ("attn<", "qkv<", "q<", "k<", "v<"):
             record(point, x)
         heads = parts.project(x, weights)
@@ -174,6 +176,7 @@ class PlainBlock:
     def mlp(self, x: Tensor) -> Tensor:
         """The MLP of x [B, P, D]."""
         parts, weights, record = self.parts, self.weights, self.record
+        x = parts.dropped("fed", x)
         record("mlp<", x)
         record("in<", x)
         pre = record("in>", parts.feed_in(x, weights))
@@ -262,4 +265,4 @@ def _finish(parts: Parts, weights: PlainWeights, x: Tensor, values: Values, step
     x = _normalised(parts, weights, parts.norm_before_head, x, recorder(values))
     x = values["read by the head"] = parts.dropped("ln_final", x)
     head = (weights.head if parts.head is None else parts.head)[::step]
-    values[LOGITS] = parts.logits(x, head.to(weights.dtype))
+    values[LOGITS] = parts.dropped("logits", parts.logits(x, head.to(weights.dtype)))
