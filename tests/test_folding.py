@@ -167,7 +167,15 @@ def test_refactored_heads_have_the_same_scores_and_outputs(
     torch.testing.assert_close(own[0].mT @ own[0], own[1].mT @ own[1], atol=1e-12, rtol=0)
 
 
+def broken() -> pl.CkptedTransformer:
+    model = support.glass()
+    with torch.no_grad():
+        model.blocks[1].mlp.b_out[3] = torch.nan
+    return model
+
+
 REMEDIES: dict[str, list[Case]] = {
+    "not-finite": [Case(lambda model: pl.fold(broken()), "finite", pl.fold)],
     "folding-differs": [
         Case(lambda model: _changed(model).prove(TEXTS), "pl.fold(model)", _proved),
     ],

@@ -18,6 +18,7 @@ from pellucid.blocks import Norm
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, NumericsError
 from pellucid.heads.factored import FactoredMatrix
+from pellucid.heads.matrices import require_finite
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
 from pellucid.text.batch import Inputs
@@ -116,8 +117,8 @@ def fold(
             singular values; W_O has those of W_OV.
 
     Raises:
-        InputError: If queries and keys are rotated or heads share keys, which cannot be refactored, or a matrix
-            without a bias would have to read one.
+        InputError: If queries and keys are rotated or heads share keys, which cannot be refactored, a matrix without a
+            bias would have to read one, or weights are not finite.
 
     Example:
         >>> import pellucid as pl
@@ -128,6 +129,8 @@ def fold(
     asked = {"fold_ln": fold_ln, "center_writing_weights": center_writing_weights, "center_unembed": center_unembed,
              "fold_value_biases": fold_value_biases,
              "refactor_factored_attn_matrices": refactor_factored_attn_matrices}  # fmt: skip
+    for name in model.parameter_names:
+        require_finite(model.parameter(name).detach(), name, "fold")
     exact = _folded(model, tuple(step for step, wanted in asked.items() if wanted))
     return Folded(exact.model.to(model.dtype), exact.b_U.to(model.dtype), exact.steps, model)
 

@@ -277,7 +277,8 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "not-finite": [
         Case(call, "finite", lambda h: pl.heads.composition(h.model, "K"))
-        for call in (lambda h: pl.heads.composition(broken(), "V"), lambda h: pl.heads.qk(broken(), 1, 0))
+        for call in (lambda h: pl.heads.composition(broken(), "V"), lambda h: pl.heads.qk(broken(), 1, 0),
+                     lambda h: pl.heads.weight_scores(broken()))
     ],
 }  # fmt: skip
 

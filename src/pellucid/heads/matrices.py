@@ -169,6 +169,7 @@ def _previous(model: CkptedTransformer, layers: int, heads: int) -> Tensor:
         pattern = f"blocks.{layer}.attn.ckpt_pattern"
         start = (f"blocks.{layer}.resid_pre", stream)
         _, ckpts = model.run_with_ckpts(ids, names=pattern, start_at=start, stop_at=pattern)
+        require_finite(ckpts[pattern], pattern, "heads.weight_scores")
         found[layer] = ckpts[pattern][0].diagonal(-1, -2, -1).double().mean(-1)
     return found
 
