@@ -1,11 +1,12 @@
-"""Pages that show attention: their bytes, the time until a figure is drawn, frames while hovering, memory of the tab.
+"""Pages that show attention: bytes, time to the first paint and to the first figure, memory of the tab, frames.
 
     .venv-bench/bin/python benchmarks/viewer.py --tokens 16 128 256 1024
 
 One run of GPT-2 small's shape with random weights, 144 heads. pellucid's page shows all of them, the lens, the
 prediction and the attribution; CircuitsVis's shows the heads of one layer. BertViz's shows all heads and loads its
 scripts from other machines, so offline only its bytes can be measured. Browsers are opened anew for each page, and
-times are the median of three. It needs a Chromium, and prints a table.
+times are the median of three. CircuitsVis's page of 1,024 tokens takes gigabytes and many minutes. The script needs a
+Chromium, and prints a table.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ new MutationObserver(() => {
     requestAnimationFrame(() => requestAnimationFrame(() => (window.drawn ||= performance.now())));
 }).observe(document, {childList: true, subtree: true});
 """
+_FIRST = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 _COUNT = "window.frames_ = []; (function next(t) { window.frames_.push(t); requestAnimationFrame(next); })(0)"
 
 
@@ -79,26 +81,26 @@ PAGES: dict[str, Callable[[list[int], torch.Tensor], str]] = {
 }  # fmt: skip
 
 
-def opened(playwright: Any, path: Path) -> tuple[float, float, float]:
-    """Milliseconds until a figure is drawn, megabytes of the tab's heap, and frames a second while hovering."""
+def opened(playwright: Any, path: Path) -> tuple[float, float, float, float]:
+    """Milliseconds to the first paint and to the figure, megabytes of the heap, frames a second while hovering."""
     browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
     page = browser.new_page(viewport={"width": 1280, "height": 900}, bypass_csp=True)
     page.add_init_script(_WATCH)
     page.goto(path.as_uri() + "#attention")
     page.wait_for_function("window.drawn > 0", timeout=120_000)
-    taken = page.evaluate("window.drawn")
+    painted, taken = page.evaluate(_FIRST), page.evaluate("window.drawn")
     figure = page.locator("canvas, .attention-heads img, .attention-patterns img").nth(0)
     box = figure.bounding_box()
     page.evaluate(_COUNT)
     begin = step = 0
-    while box and (begin := page.evaluate("window.frames_.at(-1) - window.frames_[1]") or 0) < 1000 * HOVERED:
+    while box and (begin := page.evaluate("window.frames_.at(-1) - window.frames_[1] || 0")) < 1000 * HOVERED:
         x, y = (0.1 + 0.8 * (step * pace % 97) / 97 for pace in (7, 3))
         page.mouse.move(box["x"] + box["width"] * x, box["y"] + min(box["height"], 800) * y)
         step += 1
     frames = page.evaluate("window.frames_.length") / max(begin / 1000, 1e-3)
     heap = page.evaluate("performance.memory.usedJSHeapSize") / 1e6
     browser.close()
-    return taken, heap, frames
+    return painted, taken, heap, frames
 
 
 def row(playwright: Any | None, name: str, tokens: int, folder: Path) -> str:
@@ -109,17 +111,17 @@ def row(playwright: Any | None, name: str, tokens: int, folder: Path) -> str:
     try:
         page = PAGES[name](ids, ckpts.stack("attn.ckpt_pattern")[:, 0])
     except ImportError as missing:
-        return f"| {tokens:,} | {name} | not installed: {html.escape(str(missing))} | | | |"
+        return f"| {tokens:,} | {name} | not installed: {html.escape(str(missing))} | | | | |"
     path = folder / "page.html"
     path.write_text(page, encoding="utf-8")
     size = f"{path.stat().st_size / 1e6:.2f}"
     if playwright is None:
         return f"| {tokens:,} | {name} | {size} |"
     if "cdnjs.cloudflare.com" in page:
-        return f"| {tokens:,} | {name} | {size} | nothing: its scripts are on other machines | | |"
-    times, heaps, frames = zip(*(opened(playwright, path) for _ in range(3)), strict=True)
-    time, heap, rate = (Spread.of(found).median for found in (times, heaps, frames))
-    return f"| {tokens:,} | {name} | {size} | {time:,.0f} | {heap:.0f} | {rate:.0f} |"
+        return f"| {tokens:,} | {name} | {size} | nothing: its scripts are on other machines | | | |"
+    found = zip(*(opened(playwright, path) for _ in range(3)), strict=True)
+    painted, drawn, heap, rate = (Spread.of(values).median for values in found)
+    return f"| {tokens:,} | {name} | {size} | {painted:,.0f} | {drawn:,.0f} | {heap:.0f} | {rate:.0f} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bytes", action="store_true", help="measure the pages alone, and open none")
     parser.add_argument("--pages", nargs="+", default=list(PAGES), help="whose: names, or how they begin")
     asked = parser.parse_args(arguments)
-    measured = ["MB"] if asked.bytes else ["MB", "ms to the first figure", "MB of the tab's heap", "frames a second"]
+    opening = ["ms to the first paint", "ms to the first figure", "MB of the tab's heap", "frames a second"]
+    measured = ["MB", *([] if asked.bytes else opening)]
     print(f"| tokens | page | {' | '.join(measured)} |\n| --- | --- {'| --- ' * len(measured)}|", flush=True)
     browsers = nullcontext() if asked.bytes else sync_playwright()
     with browsers as playwright, tempfile.TemporaryDirectory() as folder:
