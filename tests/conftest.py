@@ -2,6 +2,7 @@
 
 import gc
 import gzip
+import logging
 import os
 import sys
 from collections import Counter
@@ -20,6 +21,7 @@ import torch  # noqa: E402
 from hypothesis.internal.conjecture import providers  # noqa: E402
 
 import pellucid as pl  # noqa: E402
+from pellucid.prove.copies import seed  # noqa: E402
 
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), str(TESTS / "conformance")]
@@ -74,7 +76,7 @@ def _the_process_stays_as_it_was() -> Iterator[None]:
     A learner's file brings its folder to the path of modules, the command line a hook for errors, and a figure stays
     open; and torch compiles one function only so often in a process, for whatever model, and then runs it as it is.
     """
-    torch.manual_seed(0)
+    seed(0)
     grad, path, hook = torch.is_grad_enabled(), list(sys.path), sys.excepthook
     yield
     torch.set_grad_enabled(grad)
@@ -95,6 +97,21 @@ def _a_remedy_that_is_followed_was_met(request: pytest.FixtureRequest) -> Iterat
     with pytest.MonkeyPatch.context() as patch, following.codes_met(patch) as met:
         yield
     assert codes <= met, f"never met: {sorted(codes - met)}"
+
+
+@pytest.fixture
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """What is logged meanwhile, in the place of `caplog`, whose plugin is left out (pyproject.toml)."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    every = logging.Logger.manager.loggerDict.values()
+    ends = [logging.getLogger(), *(one for one in every if isinstance(one, logging.Logger) and not one.propagate)]
+    for one in ends:
+        one.addHandler(handler)
+    yield records
+    for one in ends:
+        one.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -45,17 +45,17 @@ def test_tokens_look_as_they_do_on_the_command_line(token: str) -> None:
     assert shown == expected or shown == f"{expected[: canvas.LONGEST - 1]}…"
 
 
-def test_every_token_is_drawn_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_token_is_drawn_without_a_warning(tmp_path: Path, logged: list[logging.LogRecord]) -> None:
     """Warnings are errors here; matplotlib also speaks by its logger."""
     count = len(HARD)
-    with caplog.at_level(logging.WARNING), mpl.rc_context({"text.usetex": False, "axes.formatter.use_mathtext": True}):
+    with mpl.rc_context({"text.usetex": False, "axes.formatter.use_mathtext": True}):
         one = Figure(figsize=(5, 5)).add_subplot()
         pl.plot.attention(np.tri(count) / np.arange(1, count + 1)[:, None], tokens=HARD, ax=one)
         all_heads = pl.plot.attention_grid(np.full((2, 2, 3, 3), 1 / 3), tokens=HARD[:3])
         for suffix in ("png", "svg", "pdf"):
             one.get_figure().savefig(tmp_path / f"one.{suffix}")
             all_heads.get_figure().savefig(tmp_path / f"all.{suffix}")
-    assert caplog.records == []
+    assert logged == []
     labels = one.get_yticklabels()
     assert [label.get_text().replace("\\$", "$") for label in labels] == [canvas.label_of(token) for token in HARD]
     assert not any(is_math_text(label.get_text()) or label.get_usetex() for label in labels)

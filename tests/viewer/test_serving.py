@@ -173,13 +173,13 @@ def test_a_body_in_pieces_cannot_be_longer_than_it_says(client: Client) -> None:
         assert connection.recv(100).split()[1] == b"411"
 
 
-def test_a_browser_that_goes_away_before_its_body_is_whole(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_browser_that_goes_away_before_its_body_is_whole(client: Client, logged: list[Any]) -> None:
     for path in ("run", "generate"):
         with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
             head = f"POST /api/{path} HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nX-Pellucid-Token: {client.token}\r\n"
             connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
     assert client.post("run", text=TEXT)[0] == 200
-    assert caplog.records == []
+    assert logged == []
 
 
 FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
@@ -442,9 +442,7 @@ def test_a_generation_ends_when_it_is_cancelled_or_its_reader_goes_away(client: 
     assert client.post("run", text=TEXT)[0] == 200, "the model is free again"
 
 
-def test_stopping_ends_a_generation_as_cancelling_does(
-    model: pl.CkptedTransformer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_stopping_ends_a_generation_as_cancelling_does(model: pl.CkptedTransformer, logged: list[Any]) -> None:
     started = pl.serve(model, TEXT, port=0)
     client = Client(started.port)
     body = json.dumps({"text": TEXT, "max_new_tokens": 240, "temperature": 1.0}).encode()
@@ -455,7 +453,7 @@ def test_stopping_ends_a_generation_as_cancelling_does(
     started.stop()
     assert events(begun + answer.read())[-1] == ("done", {"cancelled": True})
     connection.close()
-    assert caplog.records == []
+    assert logged == []
 
 
 def test_components_of_any_checkpoint(client: Client, bundled: pl.CkptedTransformer) -> None:
