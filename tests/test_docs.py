@@ -61,13 +61,19 @@ bundled_model = functools.cache(pl.load)
 """It, as it was read."""
 
 
+def another() -> pl.CkptedTransformer:
+    """A copy of it that may be changed, with the same tokenizer: to copy that is to write and read its whole file."""
+    kept = bundled_model().tokenizer
+    return copy.deepcopy(bundled_model(), {id(kept): kept})
+
+
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A working directory of its own, a copy of the bundled model, and no network."""
     plain = pl.load
     case = getattr(request.node, "callspec", None)
     if case is None or case.params.get("name") not in OPENING:
-        monkeypatch.setattr(pl, "load", lambda *a, **o: plain(*a, **o) if a or o else copy.deepcopy(bundled_model()))
+        monkeypatch.setattr(pl, "load", lambda *a, **o: plain(*a, **o) if a or o else another())
 
     def refuse(*_: Any) -> None:
         raise AssertionError("an example of the documentation opened a network connection")
