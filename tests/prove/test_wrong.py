@@ -76,8 +76,16 @@ def one_block() -> pl.CkptedTransformer:
 SHOWN, UNSHOWN = ([(build, wrong) for wrong in MISTAKES] for build in (course, monolith))
 """Of programs that show only their logits, more are in test_bare.py."""
 
+ONE_OF_EACH = ("erf gelu", "relu", "eps 1e-6", "rms", "no scale", "no mask", "softmax over queries", "interleaved",
+               "output transposed", "post-LN", "parallel", "no residual at mlp", "positions from 1", "no positions",
+               "last block left out", "no final norm", "log-probabilities")  # fmt: skip
+"""At least one of each part and of each place. The others are in the same table, which the exercises go through
+(tests/exercises/test_exercise_mistakes.py), and `make test-all` compares them, too."""
 
-@pytest.mark.parametrize(("build", "wrong"), support.few_of([*SHOWN, *UNSHOWN], *SHOWN, *UNSHOWN[::20]))
+
+@pytest.mark.parametrize(
+    ("build", "wrong"), support.few_of([*SHOWN, *UNSHOWN], *((course, wrong) for wrong in ONE_OF_EACH), *UNSHOWN[::20])
+)
 def test_mistakes_are_named(
     build: Callable[..., Any], wrong: str, small: pl.CkptedTransformer, one_block: pl.CkptedTransformer
 ) -> None:
