@@ -38,7 +38,7 @@ def windows(expected: Tensor, given: Tensor) -> list[Tensor]:
 def _error(given: Tensor, expected: Tensor) -> float:
     given = given.to(expected)
     if (size := _plain_size(expected)) is not None:
-        gap = _size_or_nan(given - expected)
+        gap = size_or_nan(given - expected)
         if math.isfinite(gap):
             return gap / (size or 1.0)
     same = (given == expected) | (given.isnan() & expected.isnan()) | (_hidden(given) & _hidden(expected))
@@ -59,7 +59,7 @@ def _plain_size(values: Tensor) -> float | None:
     return max(-low, high) if math.isfinite(low) and math.isfinite(high) and low > _least(values.dtype) else None
 
 
-def _size_or_nan(values: Tensor) -> float:
+def size_or_nan(values: Tensor) -> float:
     """The largest magnitude, NaN if one of the values is."""
     if not values.numel():
         return 0.0
