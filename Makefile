@@ -8,17 +8,27 @@ BENCH_READY := .venv-bench/.ready
 # Tests start many interpreters, and each compiles all it imports where none may keep what it compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test tests test-all test-versions check types pages lint train viewer bench bench-quick clean
+.PHONY: demo test tests computing waiting test-all test-versions check types pages lint train viewer bench bench-quick clean
 
 demo: $(READY)
 	@$(BIN)/pellucid demo
 
 # Everything that `check` does, and all tests. Types are checked beside them: alone they would leave a processor idle.
 test: lint
-	@$(MAKE) --no-print-directory --jobs 2 types tests
+	@$(MAKE) --no-print-directory --jobs 3 types computing waiting
 
 tests: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	@$(MAKE) --no-print-directory --jobs 2 computing waiting
+
+# What waits for browsers, servers and other processes runs beside what computes, in a process more than there are
+# processors: else one of them would be idle for minutes.
+WAITING := tests/viewer tests/corpus
+
+computing: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(WAITING:%=--ignore=%)
+
+waiting: $(READY)
+	$(BIN)/python -m pytest $(WAITING)
 
 # The tests, and what takes longer: every combination of parameters (tests/conftest.py), every pair of a stranger's
 # program and what people do to it, twenty thousand damaged files, savers that are killed five hundred times, and captures that are killed a thousand times.
