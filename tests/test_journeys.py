@@ -42,12 +42,12 @@ def files_entered() -> Iterator[set[str]]:
 Journey = Callable[[pl.CkptedTransformer, pl.Batch, Any], Any]
 
 JOURNEYS: dict[str, tuple[int, Journey]] = {
-    "load": (38, lambda model, batch, theirs: pl.load()),
+    "load": (34, lambda model, batch, theirs: pl.load()),
     "model(batch)": (14, lambda model, batch, theirs: model(batch)),
     "capture everything": (20, lambda model, batch, theirs: model.run_with_ckpts(batch)),
-    "generate three tokens": (32, lambda model, batch, theirs: model.generate(TEXT, max_new_tokens=3)),
+    "generate three tokens": (31, lambda model, batch, theirs: model.generate(TEXT, max_new_tokens=3)),
     "compare": (49, lambda model, batch, theirs: pl.compare(model, theirs(), inputs=TEXT)),
-    "pellucid run TEXT": (57, lambda model, batch, theirs: CliRunner().invoke(app, ["run", TEXT])),
+    "pellucid run TEXT": (53, lambda model, batch, theirs: CliRunner().invoke(app, ["run", TEXT])),
 }
 """At most how many files, and the journey: of a model, a batch, and what makes transformers' model of its weights."""
 
