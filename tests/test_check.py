@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pellucid.check import as_number, as_whole, require_one_of, require_whole
+from pellucid.check import as_number, as_python, as_whole, require_one_of, require_whole, takes
 from pellucid.errors import ConfigError, InputError, printable, shown
 
 
@@ -45,6 +45,24 @@ def test_numbers_at_the_edges() -> None:
     assert as_number(np.int64(2)) == 2.0
     for other in (True, np.True_, torch.tensor(True), "2", None, [2.0], torch.tensor([2.0]), 2j):
         assert as_number(other) is None
+
+
+def test_numbers_become_pythons_own_alone_and_together() -> None:
+    for given, expected in (
+        (np.int64(3), 3), (torch.tensor(2.5), 2.5), (np.array([1, 2]), (1, 2)),
+        ([np.int64(1), torch.tensor(2.5), [np.float32(3)]], (1, 2.5, (3.0,))),
+    ):  # fmt: skip
+        found = as_python(given)
+        assert (found, type(found)) == (expected, type(expected))
+    for other in ("ab", b"ab", None, True, np.array("x"), math):
+        assert as_python(other) is other
+
+
+def test_what_can_be_called_with_so_many_arguments() -> None:
+    assert takes(lambda a, b: a, 2)
+    assert not takes(lambda a, b: a, 1)
+    assert takes(max, 2), "what is compiled may have no signature"
+    assert not takes(3, 0)
 
 
 def test_require_whole_says_what_was_given_and_expected() -> None:
