@@ -150,6 +150,16 @@ def test_a_stream_gives_what_generate_gives(rows: int) -> None:
         assert all(token.stopped is None for token in mine[:-1])
 
 
+def test_a_stream_takes_the_edits_of_generate() -> None:
+    model = support.glass(n_positions=32)
+    edit = pl.Edit.zero("blocks.*.mlp.ckpt_mlp_out", pos=slice(1, None))
+    out = model.generate([[1, 2]], max_new_tokens=9, edits=edit)
+    assert out.new_ids.tolist() != model.generate([[1, 2]], max_new_tokens=9).new_ids.tolist()
+    assert [token.id for token in model.stream([[1, 2]], max_new_tokens=9, edits=edit)] == out.new_ids[0].tolist()
+    with pytest.raises(pl.EditError, match="never fired"):
+        list(model.stream([[1, 2]], max_new_tokens=3, edits=pl.Edit.zero("blocks.0.resid_pre", pos=9)))
+
+
 def test_a_stream_never_splits_a_character() -> None:
     model = pl.load()
     pieces = model.tokenizer.encode("snow ☃ é 漢字 👩‍👩‍👧 end")

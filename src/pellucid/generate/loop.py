@@ -101,7 +101,9 @@ def stream(model: Network, request: Request, *, explain: bool = False) -> Iterat
             code="stream-beams",
             remedy="Call generate; or leave the search out: model.generation = model.generation.without('num_beams').",
         )
-    return _tokens(_started(model, request)[1] if request.stopping.max_new_tokens else iter(()), request, explain)
+    if request.stopping.max_new_tokens == 0:
+        return iter(())
+    return _tokens(*_started(model, request), request, explain)
 
 
 def _prompts(request: Request) -> list[Tensor]:
@@ -109,7 +111,7 @@ def _prompts(request: Request) -> list[Tensor]:
     return [row for row in request.batch.rows() for _ in range(request.returned)]
 
 
-def _tokens(going: Iterator[Step], request: Request, explain: bool) -> Iterator[Token]:
+def _tokens(stepper: Stepper, going: Iterator[Step], request: Request, explain: bool) -> Iterator[Token]:
     texts = [TextStream(request.batch.tokenizer, after=prompt.tolist()) for prompt in _prompts(request)]
     for step in going:
         chosen, logprobs = step.ids.tolist(), step.logprobs.tolist()
@@ -119,6 +121,7 @@ def _tokens(going: Iterator[Step], request: Request, explain: bool) -> Iterator[
                 text += texts[row].finish() if reason else ""
                 stages = _explained(request.sampler, step, row) if explain else None
                 yield Token(text, chosen[row], logprobs[row], row, reason, stages)
+    stepper.look.edits.check_fired()
 
 
 def _explained(sampler: Sampler, step: Step, row: int) -> dict[str, Tensor]:

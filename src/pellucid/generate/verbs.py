@@ -149,6 +149,7 @@ class GeneratingTransformer(Network):
         end_ids: int | Iterable[int] | None = None,
         num_return_sequences: int | None = None,
         overflow: str = "error",
+        edits: Edit | Sequence[Edit] = (),
         explain: bool = False,
     ) -> Iterator[Token]:
         """Continue one or more prompts, token by token.
@@ -169,7 +170,7 @@ class GeneratingTransformer(Network):
             prompts, sampler, max_new_tokens=max_new_tokens, stop=stop, num_return_sequences=num_return_sequences
         )
         request = self._request(inputs, prompts, asked, end_ids, overflow, cached=True)
-        return stream(self, replace(request, seed=seed), explain=explain)
+        return stream(self, replace(request, seed=seed, edits=edits_of(edits)), explain=explain)
 
     def refresh(self) -> None:
         """Forget what was prepared from the weights or known of them; it is made again.
