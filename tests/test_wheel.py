@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "src" / "pellucid" / "bundled"
 
 TRY = """
-import json, pathlib, sys
+import json, pathlib, sys, urllib.request
 import pellucid as pl
 imported = sorted({"transformers", "matplotlib", "statsmodels"} & set(sys.modules))
 model = pl.load()
@@ -31,10 +31,13 @@ from typer.testing import CliRunner
 from pellucid.cli import app
 typed = CliRunner().invoke(app, ["run", "Once upon a time", "--json"])
 package = pathlib.Path(pl.__file__).parent
+server = pl.serve(model, "Once upon a time", port=0)
+served = {name: urllib.request.urlopen(server.url + name).read().decode() for name in ("", "viewer.js", "api/readings")}
+server.stop()
 print(json.dumps({
     "package": str(package), "version": pl.__version__, "imported": imported, "shape": list(logits.shape),
     "checkpoints": len(ckpts), "typed_at_a_shell": typed.stdout,
-    "typed": (package / "py.typed").is_file(), "path": sys.path,
+    "typed": (package / "py.typed").is_file(), "path": sys.path, "served": served,
 }))
 """
 
@@ -143,6 +146,12 @@ def test_installed_it_runs_from_there(tried: dict[str, Any], clean: Path) -> Non
     assert tried["checkpoints"] == 72
     assert tried["typed"]
     assert tried["imported"] == [], "importing pellucid imports optional packages"
+
+
+def test_installed_it_serves_the_viewer(tried: dict[str, Any]) -> None:
+    assert "<title>Once upon a time" in tried["served"][""]
+    assert tried["served"]["viewer.js"] == (ROOT / "src/pellucid/viewer/static/viewer.js").read_text(encoding="utf-8")
+    assert len(json.loads(tried["served"]["api/readings"])) == 6
 
 
 def test_installed_command_line(tried: dict[str, Any], clean: Path, tmp_path: Path) -> None:
