@@ -1,18 +1,25 @@
 // Builds the viewer into one file that the Python package ships; `node build.mjs FILE` builds it somewhere else.
 import { build } from "esbuild";
 
+const OFTEN = "Math.abs Math.ceil Math.exp Math.floor Math.max Math.min Math.round Number.isFinite Number.isNaN JSON.stringify".split(" ");
+
 await build({
   entryPoints: ["src/main.tsx"],
   outfile: process.argv[2] ?? "../src/pellucid/viewer/static/viewer.js",
   bundle: true,
   minify: true,
-  // Long names of our own that are neither in a trace, nor in an answer, nor the browser's.
+  // Long names of our own and of Preact's that are neither in a trace, nor in an answer, nor the browser's. Where an
+  // object of theirs has the same name, it is written in quotation marks: context["fill"](path).
   mangleProps:
-    /^(accent|anchor|atKey|atQuery|attempt|baseline|build|caption|cells|cellText|choose|circle|color|columnLabels|columnTitle|controls|differ|diverging|draw|edited|entry|exact|examples|faint|grid|header|hover|ink|isWeighted|keyHeads|layers|legend|lit|masked|minus|mono|muted|narrowest|need|notice|ofBoth|opacity|pair|palette|panel|paper|param|piece|point|pooled|probabilities|product|query|question|radius|readings|rowHeight|rowLabels|rowTitle|says|scaled|series|server|showing|table|turn|warm|weight)$/,
+    /^(accent|anchor|atKey|atQuery|attempt|baseline|behind|build|bySource|caption|cells|cellText|choose|circle|color|columnLabels|columns|columnTitle|component(?:Did|Will)\w+|controls|counts|current|differ|diverging|draw|edited|entry|exact|examples|faint|fill|getChildContext|getDerivedStateFrom\w+|getSnapshotBeforeUpdate|grid|header|hover|ink|isWeighted|keyHeads|label|layers|legend|line|lit|masked|minus|mono|muted|narrowest|need|notice|ofBoth|opacity|pair|palette|panel|paper|param|piece|point|pooled|probabilities|product|query|question|radius|read|reading|readings|rect|rowHeight|rowLabels|rows|rowTitle|says|scaled|screen|series|server|shouldComponentUpdate|showing|stroke|table|tiles|trace|turn|warm|weight)$/,
   format: "iife",
   target: "es2022",
-  jsx: "automatic",
-  jsxImportSource: "preact",
+  jsxFactory: "element",
+  jsxFragment: "Fragment",
+  inject: ["src/injected.ts"],
+  define: Object.fromEntries(OFTEN.map((name) => [name, name.replace(/.*\./, "$")])),
+  // A tsconfig.json that says how types are checked does not say how JSX is built.
+  tsconfigRaw: {},
   loader: { ".css": "text" },
   plugins: [
     {

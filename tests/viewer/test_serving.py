@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -198,7 +199,7 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("generate", {"text": "Once", "seed": 10**30}, "seed", "a smaller number"),
     ("generate", {"text": "Once", "max_new_tokens": 10**9}, "too-long", "at most 255"),
     ("sample", {"frequency_penalty": 1e308}, "request-field", "of the right kind and size"),
-    ("generate", {"text": "Once", "temprature": 1}, "request-field", "frequency_penalty, ids, max_new_tokens, rep"),
+    ("generate", {"text": "Once", "temprature": 1}, "request-field", "frequency_penalty, ids, max_new_tokens, oth"),
     ("values", {"name": "blocks.0.resid_pre", "head": 1}, "request-field", "the fields heads, name, plain, pos."),
     ("edit", {"edits": [{"how": "zero", "name": "attn.ckpt_z", "heads": [1]}]}, "request-field", "group, head, how"),
     ("cancel", {"all": True}, "request-field", "Send an empty object."),
@@ -238,7 +239,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "values": {"name": "blocks.0.resid_pre"},
     "lens": {"token": " Tom", "layer": 1},
     "attribution": {"token": " Tom", "minus": " Lily"},
-    "generate": {"text": TEXT, "max_new_tokens": 1},
+    "generate": {"text": TEXT, "max_new_tokens": 1, **PATCHED},
     "sample": {},
     "pca": {"name": "ckpt_embed"},
     "tsne": {"name": "ckpt_embed"},
@@ -424,6 +425,36 @@ def test_a_generation_is_streamed_with_its_stages(client: Client, model: pl.Ckpt
     assert [(kind, said["code"]) for kind, said in events(content)] == [("error", "request-field")]
 
 
+ONWARDS: dict[str, tuple[dict[str, Any], Callable[[pl.ActivationCkpts, pl.ActivationCkpts], list[pl.Edit]]]] = {
+    "an MLP is zero at every token, also at those that come": (
+        {"name": "mlp.ckpt_mlp_out", "layer": 0, "how": "zero"},
+        lambda _, __: [pl.Edit.zero("blocks.0.mlp.ckpt_mlp_out")],
+    ),
+    "an MLP has its mean over the text, also at those that come": (
+        {"name": "mlp.ckpt_mlp_out", "layer": 0, "how": "mean"},
+        lambda plain, _: [pl.Edit.mean_ablate("blocks.0.mlp.ckpt_mlp_out", plain)],
+    ),
+    "one position is changed, and no other": (
+        {"name": "resid_pre", "layer": 0, "pos": -1, "how": "zero"},
+        lambda _, __: [pl.Edit.zero("blocks.0.resid_pre", pos=3)],
+    ),
+    "the tokens of the text have a second one's values": (
+        {"name": "resid_pre", "layer": 2, "how": "patch", "other": "Lily and Tom went"},
+        lambda _, other: [pl.Edit.patch("blocks.2.resid_pre", other, pos=range(4))],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONWARDS)
+def test_an_edited_run_is_continued_by_the_edited_model(client: Client, model: pl.CkptedTransformer, name: str) -> None:
+    edit, made = ONWARDS[name]
+    runs = [model.run_with_ckpts(text)[1] for text in (TEXT, "Lily and Tom went")]
+    expected = model.generate(TEXT, max_new_tokens=8, edits=made(*runs)).new_ids[0].tolist()
+    assert expected != model.generate(TEXT, max_new_tokens=8).new_ids[0].tolist(), "the edit changes what follows"
+    _, content = client.post("generate", text=TEXT, max_new_tokens=8, temperature=0, edits=[edit])
+    assert [said["id"] for kind, said in events(content) if kind == "token"] == expected
+
+
 def test_a_generation_ends_when_it_is_cancelled_or_its_reader_goes_away(client: Client) -> None:
     body = json.dumps({"text": TEXT, "max_new_tokens": 240, "temperature": 1.0}).encode()
     headers = {"X-Pellucid-Token": client.token, "X-Pellucid-Session": client.session}
@@ -482,6 +513,15 @@ def test_neighbours_and_another_model(client: Client, bundled: pl.CkptedTransfor
     compared = client.json("compare", other="bundled")
     assert compared["report"]["verdict"] == "identical"
     assert compared["ties"]
+
+
+@pytest.mark.long
+def test_the_model_is_compared_with_transformers_own_run(client: Client) -> None:
+    pytest.importorskip("transformers")
+    client.post("run", text=TEXT)
+    compared = client.json("compare", other="hf:bundled")
+    assert compared["report"]["verdict"] == "identical"
+    assert ["GPT2LMHeadModel" in tie["what"] for tie in compared["ties"]] == [False, True]
 
 
 PATCH = {"name": "attn.ckpt_z", "layer": 1, "how": "patch", "other": "Once"}
@@ -605,6 +645,19 @@ def test_the_command_line_says_where_and_stops_clean() -> None:
     rest, said = process.communicate(timeout=30)
     assert (process.returncode, rest) == (130, "")
     assert "Traceback" not in said
+
+
+def test_a_browser_is_opened_unless_it_is_told_not_to(
+    model: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = SimpleNamespace(url="http://127.0.0.1:1/", port=serving.PORT, wait=list, stop=list)
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(pl, "load", lambda *_, **__: model)
+    monkeypatch.setattr(pl, "serve", lambda *_, **__: served)
+    for words, expected in ((["--no-open"], []), ([], [served.url])):
+        done = CliRunner().invoke(app, ["serve", *words])
+        assert (done.exit_code, done.stdout, opened) == (0, f"{served.url}\n", expected)
 
 
 def _taken(here: Any) -> None:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -151,6 +152,22 @@ def run_whole(code: str) -> Any:
     space: dict[str, Any] = {}
     exec("\n".join(lines), space)
     return eval(last, space)
+
+
+def test_an_edited_run_is_continued_with_its_edits_which_stay(tab: Any, bundled: pl.CkptedTransformer) -> None:
+    patch = {"what": "block", "layer": 1, "how": "patch", "other": TEXT}
+    edits = [{"what": "head", "layer": 3, "at": 0, "how": "zero"}, patch]
+    watched = tab(f"#prediction?{urlencode({'temperature': 0, 'edits': json.dumps(edits)})}")
+    watched.page.wait_for_selector(".edit-bar")
+    assert "drawn from the edited run" in watched.page.locator(".draw").inner_text()
+    watched.page.get_by_role("button", name="Continue by 20 tokens").click()
+    watched.wait("document.querySelectorAll('.edits li').length === 1")  # a patch of 14 tokens does not fit 34
+    watched.wait("document.querySelector('.notice').innerText.startsWith('1 of 2 edits do not fit this text')")
+    out = bundled.generate(TEXT, max_new_tokens=20, edits=[pl.Edit.zero("blocks.3.attn.ckpt_z", heads=0)])
+    shown = [one.get_attribute("title") for one in watched.page.locator(".token").all()]
+    assert shown == [f"position {at}, id {token}" for at, token in enumerate(out.ids[0].tolist())]
+    watched.page.get_by_role("radio", name="Base").check()
+    assert "edited run" not in watched.page.locator(".draw").inner_text()
 
 
 def test_an_edit_that_is_refused_is_said_in_the_library_s_words_and_changes_nothing(tab: Any) -> None:

@@ -11,6 +11,7 @@ from watched_page import Watched, rows_of, screens
 from written_traces import D_MLP, WORDS, numbers, page_of, written
 
 import samples
+import support
 from pellucid.attribution.reading import place_of
 from pellucid.viewer import trace
 
@@ -115,6 +116,18 @@ def test_vectors_are_scattered_and_coloured_by_what_is_known_of_their_tokens(ope
     assert watched.said() == "blocks.1.resid_post: the first two components explain 70.0 % of the variance"
     watched.page.keyboard.press("Enter")
     assert watched.figure("Principal components of blocks.1.resid_post").count() == 1
+
+
+def test_one_dot_has_no_variance(opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page_of(trace(support.glass(), [[5, 5, 5]]).to_bytes()), encoding="utf-8")
+    watched = opened(path, state="#embeddings?place=ckpt_embed")
+    content_of = watched.figure("Principal components of ckpt_embed")
+    content_of.get_by_role("button", name="Table").click()
+    assert "no variance: all dots are one" in content_of.inner_text()
+    watched.canvas("The same tokens, layer by layer").focus()
+    watched.page.keyboard.press("Home")
+    assert watched.said().endswith("no variance: all dots are one")
 
 
 def test_what_the_embeddings_lack_is_said(opened: Open) -> None:

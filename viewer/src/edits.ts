@@ -45,6 +45,9 @@ export function nameOf({ what, layer, at, pos, name }: Edit, trace: Trace): stri
   return pos === undefined ? part : `${part} at ${quoted(trace.header.tokens[pos]?.text ?? String(pos))}`;
 }
 
+/** What the server is asked for; what one edit needs belongs together. */
+export const asking = (edits: Edit[]) => edits.flatMap((edit, group) => requests(edit).map((one) => ({ ...one, group })));
+
 /** Lines of Python that make the edited run: `model`, `logits` and `ckpts`. */
 function valuesOf(base: Trace, edits: Edit[]): string | null {
   const lines = base.header.calls.values?.trimEnd();
@@ -107,8 +110,8 @@ async function runEdits(app: App): Promise<void> {
         await server.trace("/api/run", { ids: base.header.tokens.map((token) => token.id), target: base.header.target.id });
         return app.change(null);
       }
-      const answer = await server.json<{ trace: string; effects: Effects }>("/api/edit", { edits: edits.flatMap((edit, group) => requests(edit).map((one) => ({ ...one, group }))), target: base.header.target.id, control: true });
-      const edited = await traceFrom(answer.trace);
+      const answer = await server.json<{ trace: string; effects: Effects }>("/api/edit", { edits: asking(edits), target: base.header.target.id, control: true });
+      const edited = await traceFrom(answer["trace"]);
       edited.header.calls.values = valuesOf(base, edits);
       edited.header.calls.shell = null;
       ran.effects.value = { ...answer.effects, edits };
@@ -133,6 +136,16 @@ export function add(app: App, edit: Edit): void {
   const name = nameOf(edit, app.trace.value);
   if (edits.some((one) => JSON.stringify(one) === JSON.stringify(edit))) app.notice.value = `${name} is already ${HOWS[edit.how]}.`;
   else put(app, [...edits, edit], `${name}: ${HOWS[edit.how]}. Press u to undo.`);
+}
+
+/** Show a run of a text that begins like the one before, with those of its edits that fit. */
+export async function goOn(app: App, next: Trace): Promise<void> {
+  const edits = editsOf(app.edits.value);
+  const kept = edits.filter(({ how, pos }) => (pos === undefined ? how !== "patch" : pos < next.length));
+  app.show(next);
+  await ranOf(app).last;
+  const lost = edits.length - kept.length;
+  if (edits.length) put(app, kept, lost ? `${lost} of ${edits.length} edits do not fit this text and were taken back: patches of a whole text, or changes at tokens that are gone.` : "The edits stay.");
 }
 
 export const remove = (app: App, at: number): void => put(app, editsOf(app.edits.value).filter((_, i) => i !== at), "The edit was removed.");

@@ -382,7 +382,7 @@ function TakeAway(props: TakeProps) {
   const json = () => {
     const { model, versions, text, made } = header();
     const { columns, rows } = table();
-    return JSON.stringify({ title, text, model, versions, made, python: code(), shell: command, columns, rows }, null, 1);
+    return JSON.stringify({ title, text, model, versions, made, python: code(), shell: command, ["columns"]: columns, ["rows"]: rows }, null, 1);
   };
   const codeOf = (trace: Trace): string | null =>
     app.of(trace, () => {

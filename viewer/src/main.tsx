@@ -2,7 +2,7 @@
 
 import { Component, render, type ComponentChildren } from "preact";
 import { useEffect, useRef } from "preact/hooks";
-import { readSource, type Example, type Source } from "./source";
+import { readSource, type Example } from "./source";
 import { EditBar } from "./editbar";
 import { followEdits } from "./edits";
 import { App, AppContext, useApp } from "./state";
@@ -43,7 +43,7 @@ function Prompts() {
   const { text } = app.trace.value.header;
   const current = app.examples.find((one) => one.text === text);
   // With a server it is run there, so that what is asked of the server later is about what is shown.
-  const opened = (example: Example) => (app.server ? app.server.trace("/api/run", { text: example.text }) : traceFrom(example.trace!));
+  const opened = (example: Example) => (app.server ? app.server.trace("/api/run", { text: example.text }) : traceFrom(example["trace"]!));
   const choose = (example: Example) => app.attempt("Opening the example", async () => app.show(await opened(example)));
   const run = (form: HTMLFormElement) => {
     const wanted = String(new FormData(form).get("text") ?? "");
@@ -179,7 +179,7 @@ class Guard extends Component<{ children: ComponentChildren }, { said?: string }
     this.setState({ said: String(fault) });
   }
   render() {
-    return this.state.said ? <p class="fault">This cannot be shown: {this.state.said}.</p> : this.props.children;
+    return this.state.said ? <p class="fault">This screen cannot be shown, and the others can: its part of the page is not what it should be ({this.state.said}).</p> : this.props.children;
   }
 }
 
@@ -239,12 +239,12 @@ function fail(root: HTMLElement, fault: unknown): void {
   render(<p class="fault">This page cannot be shown: {said}. Reload it, or make it again.</p>, root);
 }
 
-/** Show a view in an element; `given` replaces what the page's script elements hold. */
-async function mount(root: HTMLElement, given?: Partial<Source>): Promise<void> {
+/** Show what the page's script elements hold in an element. */
+async function mount(root: HTMLElement): Promise<void> {
   const scope = root.getRootNode() as Document | ShadowRoot;
   adopt(scope);
   try {
-    const source = { ...(await readSource(scope)), ...given };
+    const source = await readSource(scope);
     if (!source.trace && source.server) source.trace = await source.server.trace("/api/examples/" + encodeURIComponent(source.examples[0]?.id ?? ""));
     if (!source.trace) throw new Error("it holds no trace");
     const app = new App({ ...source, trace: source.trace }, root, scope === document);

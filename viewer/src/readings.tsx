@@ -32,9 +32,10 @@ export function OpenReading() {
     const link = (event.target as HTMLElement).closest("a")?.dataset;
     if (!link) return;
     event.preventDefault();
-    if (link.reading) app.read(link.reading);
+    const { ["reading"]: reading, ["screen"]: screen } = link;
+    if (reading) app.read(reading);
     else {
-      app.screen.value = link.screen!;
+      app.screen.value = screen!;
       requestAnimationFrame(() => app.root.querySelector("h1")!.focus());
     }
   };

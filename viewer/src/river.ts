@@ -87,7 +87,7 @@ export function streams(trace: Trace, by: string, minus: Trace | null = null): S
   const kept = by === "layer" ? free : [...free].sort((a, b) => Math.abs(size.get(b)!) - Math.abs(size.get(a)!)).slice(0, MOST_STREAMS);
   const rest = by === "head" ? "other heads" : "other tokens";
   const names = [...new Set([...(size.has("MLPs") ? ["MLPs"] : []), ...kept, ...(kept.length < free.length ? [rest] : []), ...fixed.filter((name) => size.has(name))])];
-  const adds = names.map(() => new Array<number>(steps.length).fill(0));
+  const adds = names.map(() => steps.map(() => 0));
   let total = 0;
   for (const part of parts) {
     const name = groupOf(part, by, trace);

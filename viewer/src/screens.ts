@@ -96,8 +96,8 @@ export const SCREENS: Screen[] = [
   {
     id: "models",
     name: "Two models",
-    question: "Is it the same model?",
-    look: "Look for the first cell that is neither = nor ≈: what comes after it only passes the difference on.",
+    question: "How do we know that this is right?",
+    look: "Compare the model with another program or file of it, such as transformers’. Look for the first cell that is neither = nor ≈: what comes after it only passes the difference on.",
     view: Models,
   },
 ];

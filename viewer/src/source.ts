@@ -1,6 +1,6 @@
 // Where values come from: a trace inside the page, or the server that `pellucid serve` started.
 
-import { fromBase64, traceFrom, type Trace } from "./trace";
+import { fromBase64, like, traceFrom, type Trace } from "./trace";
 
 export type Example = { id: string; text: string; look_for: string; trace?: string };
 export type Reading = { slug: string; title: string; html: string };
@@ -76,7 +76,7 @@ export class Server {
     const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader["read"]();
       if (done) return;
       text += value;
       for (let end = text.search(/\r?\n\r?\n/); end >= 0; end = text.search(/\r?\n\r?\n/)) {
@@ -110,20 +110,24 @@ async function embedded(scope: ParentNode, id: string): Promise<Trace | null> {
 
 /** Everything that the page holds in its script elements, and the server if it names one. */
 export async function readSource(scope: ParentNode): Promise<Source> {
-  const json = <T>(id: string): T | null => {
+  const json = <T>(id: string, example: T): T | null => {
     const text = textOf(scope, id);
+    if (!text) return null;
+    let found: T;
     try {
-      return text ? (JSON.parse(text) as T) : null;
+      found = JSON.parse(text);
     } catch {
       throw new Error(`its part ${id} is no JSON text`);
     }
+    like(found, example, id);
+    return found;
   };
-  const named = json<{ token: string; base: string }>("pellucid-server");
+  const named = json("pellucid-server", { token: "", base: "" });
   const server = named ? new Server(named.base, named.token) : null;
   const [trace, second] = await Promise.all([embedded(scope, "pellucid-trace"), embedded(scope, "pellucid-trace-2")]);
   const later = <T>(path: string): Promise<T[]> => (server ? server.json<T[]>(path).catch(() => []) : Promise.resolve([]));
-  const examples = json<Example[]>("pellucid-examples") ?? (await later<Example>("/api/examples"));
-  const readings = json<Reading[]>("pellucid-readings") ?? (await later<Reading>("/api/readings"));
+  const examples = json<Example[]>("pellucid-examples", [{ id: "", text: "", look_for: "" }]) ?? (await later<Example>("/api/examples"));
+  const readings = json<Reading[]>("pellucid-readings", [{ slug: "", title: "", html: "" }]) ?? (await later<Reading>("/api/readings"));
   return { trace, second, server, readings, examples };
 }
 

@@ -90,13 +90,13 @@ export class CanvasSurface implements Surface {
     context.globalAlpha = options.opacity ?? 1;
     if (options.fill) {
       context.fillStyle = options.fill;
-      context.fill(path);
+      context["fill"](path);
     }
     if (options.stroke) {
       context.strokeStyle = options.stroke;
       context.lineWidth = options.width ?? 1;
       context.setLineDash(options.dash ?? []);
-      context.stroke(path);
+      context["stroke"](path);
     }
     context.globalAlpha = 1;
   }
@@ -146,7 +146,7 @@ export class CanvasSurface implements Surface {
   clip(x: number, y: number, width: number, height: number, inside: () => void): void {
     this.context.save();
     this.context.beginPath();
-    this.context.rect(x, y, width, height);
+    this.context["rect"](x, y, width, height);
     this.context.clip();
     inside();
     this.context.restore();

@@ -156,7 +156,7 @@ async function onClipboard(text: string): Promise<boolean> {
     const area = document.createElement("textarea");
     area.value = text;
     area.style.position = "fixed";
-    area.style.opacity = "0";
+    area.style["opacity"] = "0";
     document.body.append(area);
     const before = document.activeElement;
     area.select();

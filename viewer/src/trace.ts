@@ -253,11 +253,11 @@ const HEADER = {
 const OF_DISTRIBUTIONS = { clipped: [[0]], total: [[0]], outliers: [[[{ dimension: 0, mean_abs: 0.5 }]]] };
 
 /** See that a value is made like an example. */
-function like(value: any, example: any, where: string): void {
+export function like(value: any, example: any, where: string): void {
   const isList = Array.isArray(example);
   const kind = typeof example;
   const right = kind === "number" ? typeof value === kind && (example || (Number.isSafeInteger(value) && value >= 0)) : kind === "string" ? typeof value === kind : value && typeof value === "object" && Array.isArray(value) === isList;
-  if (!right) throw new TraceError(`the trace's ${where} is ${JSON.stringify(value)?.slice(0, 60)}, expected ${kind === "object" ? (isList ? "a list" : "an object") : kind === "string" ? "a text" : "a number"}`);
+  if (!right) throw new TraceError(`${where} is ${JSON.stringify(value)?.slice(0, 60)}, expected ${kind === "object" ? (isList ? "a list" : "an object") : kind === "string" ? "a text" : "a number"}`);
   if (kind === "object") for (const key of Object.keys(isList ? value : example)) like(value[key], isList ? example[0] : example[key], `${where}.${key}`);
 }
 
@@ -290,19 +290,29 @@ const MOST_HEADS = 1 << 12;
 
 /** See that a header says what the page reads, and that its blocks have the shapes that it says. */
 function check(header: Header): void {
-  const { model, tokens, schema, target, features, blocks, calls } = header;
+  const { model, tokens, schema, target, features, attention, blocks, calls, edits, vocabulary } = header;
   const [pos, { sizes }] = [tokens.length, model];
   if (!pos || target.pos >= pos) throw new TraceError(`the trace has ${pos} tokens, and its target is at ${target.pos}`);
   if (sizes.head > MOST_HEADS) throw new TraceError(`the trace has ${sizes.head} heads in a layer, expected at most ${MOST_HEADS}`);
-  Object.entries(calls).forEach(([name, call]) => call !== null && like(call, "", `calls.${name}`));
-  if (features) like(features, { count: 0, at: "", kind: POINT }, "features");
+  const every = (values: object, example: unknown, where: string) => Object.entries(values).forEach(([name, value]) => (value ?? null) !== null && like(value, example, `${where}.${name}`));
+  every(calls, "", "calls");
+  every(sizes, 0, "header.model.sizes");
+  every(vocabulary, "", "vocabulary");
+  for (const { heads, pos } of edits) for (const [name, value] of Object.entries({ heads, pos })) every({ [name]: value }, typeof value === "string" ? "" : [0.5], "edits");
+  if (features) like(features, { count: 0, at: "", kind: { ...POINT, block: 0 } }, "features");
   const named = Object.entries(SHAPES).map(([axes, names]) => [axes.split(" "), names.split(" ")]);
   const lacks = named.slice(0, ALWAYS).flatMap(([, names]) => names).find((name) => !blocks[name]) ?? (blocks["attention.pattern"] || blocks["attention.pooled"] ? null : "attention.pattern");
   if (lacks) throw new TraceError(`the trace holds no block ${lacks}`);
-  const known: Record<string, number> = { ...sizes, pos, lower: (pos * (pos + 1)) / 2, rows: sizes.layer + 1, top: Math.min(20, sizes.d_vocab), listed: Math.min(10, sizes.d_vocab), features: features?.count ?? 0, one: 1, norms: blocks["distributions.counts"]?.of?.length ?? 0 };
+  const known: Record<string, number> = { ...sizes, pos, lower: (pos * (pos + 1)) / 2, ["rows"]: sizes.layer + 1, top: Math.min(20, sizes.d_vocab), listed: Math.min(10, sizes.d_vocab), features: features?.count ?? 0, one: 1, norms: blocks["distributions.counts"]?.of?.length ?? 0 };
   const has = (name: string, shape: number[], expected: number[]) => {
     if (String(shape) !== String(expected)) throw new TraceError(`${name} is [${shape}], expected [${expected}]`);
   };
+  if (attention) {
+    like(attention, { scale: [0.5] }, "attention");
+    has("attention.scale", [attention.scale.length], [sizes.layer]);
+  }
+  const edges = blocks["attention.pooled"]?.code?.edges;
+  if (edges) has("the edges of attention.pooled", [edges.length], [65]);
   for (const [axes, names] of named) {
     for (const name of names.filter((name) => blocks[name])) {
       const { of, shape } = blocks[name];
@@ -311,6 +321,7 @@ function check(header: Header): void {
     }
   }
   for (const point of schema.points) {
+    every({ block: point.block }, 0, point.name);
     has(`the shape of ${point.name}`, point.shape, point.axes.map((axis, i) => (/^(pos|query|key)$/.test(axis) ? pos : /^head/.test(axis) ? Math.min(point.shape[i], MOST_HEADS) : point.shape[i])));
     const entry = blocks[`atlas.${point.name}`];
     if (entry) has(`block atlas.${point.name}`, entry.shape, entry.layout === "lower" ? [point.shape[1], known.lower] : point.shape.slice(1));
@@ -344,15 +355,17 @@ function parseTrace(buffer: ArrayBuffer): Trace {
   if (header?.format !== "pellucid-trace/1") {
     throw new TraceError(`the trace's format is ${JSON.stringify(header?.format)}, expected "pellucid-trace/1"`);
   }
-  like(header, HEADER, "header");
+  like(header, HEADER, "the trace's header");
   const start = Math.ceil((4 + size) / 8) * 8;
   for (const [name, entry] of Object.entries(header.blocks)) {
-    like(entry, { dtype: "", shape: [0], offset: 0 }, `block ${name}`);
+    like(entry, { dtype: "", shape: [0], offset: 0 }, `the trace's block ${name}`);
     const width = Object.hasOwn(WIDTH, entry.dtype) ? WIDTH[entry.dtype] : 0;
     if (!width) throw new TraceError(`block ${name} has the unknown type ${JSON.stringify(entry.dtype)}`);
     const end = start + entry.offset + width * entry.shape.reduce((a, b) => a * b, 1);
     if (entry.offset % width || end > bytes) throw new TraceError(`block ${name} ends at byte ${end}, but the trace has ${bytes} bytes`);
-    const { code } = entry;
+    const { code, of } = entry;
+    if (of !== undefined && typeof of !== "string") like(of, [""], `${name}.of`);
+    if (code?.edges) like(code.edges, [0], `${name}.code.edges`);
     if (code && (entry.dtype !== "u8" || (code.kind !== "sqrt" && !(code.kind === "linear" && Number.isFinite(code.low) && Number.isFinite(code.high))))) throw new TraceError(`block ${name} has the unknown code ${JSON.stringify(code)}`);
   }
   check(header);
@@ -372,7 +385,7 @@ async function inflate(bytes: Uint8Array<ArrayBuffer>): Promise<ArrayBuffer> {
   const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
   const parts: Uint8Array<ArrayBuffer>[] = [];
   for (let size = 0; ; ) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader["read"]();
     if (done) return new Blob(parts).arrayBuffer();
     parts.push(value as Uint8Array<ArrayBuffer>);
     size += value.length;

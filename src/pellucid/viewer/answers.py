@@ -18,7 +18,7 @@ from pellucid.extras import need
 from pellucid.generate.generation import Token
 from pellucid.generate.request import generator_of
 from pellucid.measure.labelled import find
-from pellucid.open import load
+from pellucid.open import load, to_hf
 from pellucid.prove.compare import compare as compare_models
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
@@ -236,11 +236,31 @@ def _piece(model: CkptedTransformer, token: int) -> str:
 
 
 def tokens(tabs: Tabs, session: Session, asked: Request) -> Iterator[Token]:
-    """Continue a text, token by token; each has the stages of its choice."""
+    """Continue a text, token by token, perhaps with edits; each has the stages of its choice."""
     session.cancelled = Event()
     given = {"max_new_tokens": asked["max_new_tokens"]} if asked.get("max_new_tokens") is not None else {}
-    seed, how = asked.get("seed", 0), sampler_of(asked)
-    return tabs.model.stream(text_of(tabs.model, asked), sampler=how, seed=seed, explain=True, **given)
+    text, seed, how = text_of(tabs.model, asked), asked.get("seed", 0), sampler_of(asked)
+    edits = _onwards(tabs.model, text, _edits(tabs.model, asked))
+    return tabs.model.stream(text, sampler=how, seed=seed, explain=True, edits=edits, **given)
+
+
+def _onwards(model: CkptedTransformer, text: Any, edits: Sequence[Edit]) -> list[Edit]:
+    """The edits of a run as those of its continuation.
+
+    The text's own tokens have the values of the edited run. What is zero or a mean at all of them is so at the tokens
+    that come, too; other edits change nothing there.
+    """
+    if not edits:
+        return []
+    ran, found = run_text(model, text, edits), list[Edit]()
+    for edit in edits:
+        everywhere = edit.region.pos is None and edit.what != "patch"
+        where = {"heads": edit.region.heads, "neurons": edit.region.neurons}
+        if everywhere:
+            found.append(edit if edit.what == "zero" else Edit.mean_ablate(edit.names, ran.ckpts, **where))
+        if edit.what != "zero" or not everywhere:
+            found.append(Edit.patch(edit.names, ran.ckpts, pos=edit.region.columns(ran.n_tokens).tolist(), **where))
+    return found
 
 
 def told(model: CkptedTransformer, token: Token) -> Mapping[str, Any]:
@@ -283,11 +303,14 @@ def _vectors(one: OneText, asked: Request, at_least: int = 1) -> Tensor:
 
 
 def compare(tabs: Tabs, session: Session, asked: Request) -> Answer:
-    """Compare the model with another, on the tab's text, and say which of their weights are tied."""
+    """Compare the model with another, which transformers runs after `hf:`, and say which of their weights are tied."""
     one = tabs.run_of(session, asked)
-    if not isinstance(asked.get("other"), str):
-        raise misread("other", asked.get("other"), "a path or the id of a repository")
-    other = load(asked["other"], hub=HubOptions(offline=True))
+    name = asked.get("other")
+    if not isinstance(name, str):
+        raise misread("other", name, "a path or the id of a repository")
+    other: Any = load(name.removeprefix("hf:"), hub=HubOptions(offline=True))
+    if name.startswith("hf:"):
+        other = to_hf(other)
     report: Any = compare_models(tabs.model, other, inputs=[one.ids])
     ties = [audit_ties(model) for model in (tabs.model, other)]
     return {

@@ -96,12 +96,16 @@ class Routes:
         """A stream of tokens, one event each."""
         try:
             session, body = await self._asked(request, "generate")
-            tokens = await self._in_thread(answers.tokens, self._tabs, session, body)
+            tokens = await self._in_thread(self._begun, session, body)
         except PellucidError as fault:
             return self._said(fault)
         except _UNUSABLE as problem:
             return self._said(_unusable(problem))
         return self._of.StreamingResponse(self._events(session, tokens), media_type="text/event-stream")
+
+    def _begun(self, session: Session, body: dict[str, Any]) -> Iterator[Token]:
+        with self._tabs.lock:
+            return answers.tokens(self._tabs, session, body)
 
     async def _events(self, session: Session, tokens: Iterator[Token]) -> AsyncGenerator[str]:
         def following() -> Token | None:

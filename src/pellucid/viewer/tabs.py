@@ -27,7 +27,8 @@ _OF_AN_EDIT = frozenset({"name", "layer", "head", "neuron", "pos", "how", "other
 
 FIELDS: Mapping[str, frozenset[str]] = {
     "run": _TEXT | _CHANGED, "edit": _CHANGED | {"control"}, "cancel": frozenset(),
-    "generate": _TEXT | _SAMPLING | {"seed", "max_new_tokens"}, "sample": _SAMPLING | {"seed", "plain"},
+    "generate": _TEXT | _SAMPLING | {"seed", "max_new_tokens", "edits", "other"},
+    "sample": _SAMPLING | {"seed", "plain"},
     "values": frozenset({"name", "pos", "heads", "plain"}), "lens": frozenset({"token", "layer", "pos", "plain"}),
     "attribution": frozenset({"token", "minus", "pos", "plain"}), "compare": frozenset({"other", "plain"}),
     "pca": frozenset({"name", "plain"}), "tsne": frozenset({"name", "perplexity", "seed", "plain"}),

@@ -180,7 +180,7 @@ def principal(vectors: torch.Tensor, directions: int = 3) -> tuple[Array, Array]
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
     kept = min(directions, len(s))
     points, shares = np.zeros((len(vectors), directions)), np.zeros(directions)
-    if kept and float(s[0]) > 0:
+    if kept and float(s[0]) > 1e-12 * float(vectors.norm()):  # of equal vectors rounding is left
         found = (u * s)[:, :kept].numpy()
         signs = np.sign(found[np.abs(found).argmax(0), np.arange(kept)])
         points[:, :kept] = found * np.where(signs == 0, 1, signs)

@@ -62,6 +62,11 @@ function lensRow(trace: Trace, place: string): number {
   return found[2] === "resid_pre" ? Number(found[1]) : Number(found[1]) + 1;
 }
 
+const NONE = "no variance: all dots are one";
+
+/** What components explain of the variance, if there is any. */
+const explained = (all: number[], some = all): string => (all.some(Boolean) ? `${some.map(percent).join(", ")} of the variance` : NONE);
+
 type Shade = { name: string; says: string; values: number[] };
 
 /** What the dots may be coloured by. */
@@ -75,7 +80,7 @@ function shades(app: App, place: string, norms: number[] | null): Record<string,
     ...(norms ? { norm: { name: "norm", says: `length of the vector at ${place}`, values: norms } } : {}),
     entropy: { name: "entropy", says: `entropy of the lens ${where}, in bits`, values: lens("lens.entropy") },
     kl: { name: "distance to the output", says: `KL to the output ${where}, in nats`, values: lens("lens.kl") },
-    next: { name: "probability of the text’s next token", says: `probability of the next token ${where}`, values: lens("lens.next_logprob").map(Math.exp) },
+    next: { name: "probability of the text’s next token", says: `probability of the next token ${where}; of the followed one at the last`, values: lens("lens.next_logprob").map(Math.exp) },
     target: { name: "probability of the followed token", says: `probability of the followed token ${where}`, values: lens("lens.target_logprob").map(Math.exp) },
   };
 }
@@ -111,7 +116,7 @@ function Cloud() {
   const choices = knownOf();
   const [first, second] = near ? [0, 1] : (PLANES[plane.value] ?? PLANES["1 and 2"]);
   const title = near ? "t-SNE" : "Principal components";
-  const axis = (cloud: Cloud | null, i: number) => (near ? `t-SNE ${i + 1}` : `component ${i + 1}: ${percent(cloud?.shares[i] ?? 0)} of the variance`);
+  const axis = (cloud: Cloud | null, i: number) => (near ? `t-SNE ${i + 1}` : `component ${i + 1}: ${cloud ? explained(cloud.shares, [cloud.shares[i]]) : "…"}`);
   const build = (width: number, palette: Palette): Drawing => {
     const [cloud, known] = [cloudOf(), knownOf()];
     const by = known[shade.value] ?? known.position;
@@ -151,7 +156,7 @@ function Cloud() {
     return {
       columns: ["pos", "token", ...(near ? ["tsne1", "tsne2"] : ["pc1", "pc2", "pc3"]), ...Object.keys(known)],
       rows: (cloud?.points ?? []).map((point, pos) => [pos, tokens[pos].text, ...point, ...Object.values(known).map(({ values }) => values[pos])]),
-      note: near ? "" : `The components explain ${(cloud?.shares ?? []).map(percent).join(", ")} of the variance.`,
+      note: near || !cloud ? "" : `The components explain ${explained(cloud.shares)}.`,
     };
   };
   return (
@@ -231,7 +236,7 @@ function Journey() {
         surface.rect(x + 0.5, y + 0.5, size - 1, size - 1, { fill: palette.faint, radius: 8 });
         dots[i].forEach(([dx, dy], pos) => surface.circle(x + dx, y + dy, r, { fill: order.color(pos), stroke: palette.muted, width: 0.6 }));
         surface.text(x + 2, y + size + 14, called(name), { size: 12, weight: 600, fill: palette.ink });
-        const told = percent(shares[i][0] + shares[i][1]);
+        const told = shares[i].some(Boolean) ? percent(shares[i][0] + shares[i][1]) : "one dot";
         if (widthOf(`${called(name)} ${told}`, { size: 12, weight: 600 }) < size) surface.text(x + size - 2, y + size + 14, told, { size: 11, fill: palette.muted, anchor: "end" });
       });
     return {
@@ -252,7 +257,7 @@ function Journey() {
         has: (row, column) => row * columns + column < names.length,
         read: (row, column) => {
           const i = row * columns + column;
-          return `${names[i]}: the first two components explain ${percent(shares[i][0] + shares[i][1])} of the variance`;
+          return `${names[i]}: the first two components explain ${explained(shares[i], [shares[i][0] + shares[i][1]])}`;
         },
         choose: (row, column) => (wanted.value = names[row * columns + column]),
         start: () => {

@@ -15,7 +15,7 @@ import type { Trace } from "../trace";
 
 const COLOURS: Record<string, { name: string; says: string }> = {
   probability: { name: "probability of its first choice", says: "probability of the first choice" },
-  next: { name: "probability of the text’s next token", says: "probability of the token that really comes next" },
+  next: { name: "probability of the text’s next token", says: "probability of the token that really comes next; of the followed one at the last" },
   target: { name: "probability of the followed token", says: "probability of the followed token" },
   entropy: { name: "entropy", says: "how undecided, in bits" },
   kl: { name: "distance to the output", says: "KL divergence to the output, in nats" },
@@ -60,7 +60,7 @@ function LensGrid() {
       cellText: (r, p) => visible(said(r, p)),
       legend: { title: COLOURS[by.value]?.says ?? "", low: "0", high: number(most, 2) },
       read: (r, p) =>
-        `${rowName(r)}, at ${quoted(trace.header.tokens[p].text)}: says ${quoted(said(r, p))} with ${percent(valueOf(trace, "probability", r, p))}; the next token is of rank ${trace.need("lens.next_rank").at(r, p) + 1}`,
+        `${rowName(r)}, at ${quoted(trace.header.tokens[p].text)}: says ${quoted(said(r, p))} with ${percent(valueOf(trace, "probability", r, p))}; the ${p + 1 < trace.length ? "next" : "followed"} token is of rank ${trace.need("lens.next_rank").at(r, p) + 1}`,
       choose: (r, p) => {
         row.value = r;
         app.query.value = p;

@@ -6,8 +6,9 @@ import { Figure } from "../figure";
 import { Tick } from "../inputs";
 import { barRows, heatMap } from "../marks";
 import { useApp, useParam, type App } from "../state";
-import { number, pythonText, shellText } from "../text";
+import { number, pythonText, quoted, shellText } from "../text";
 import { idsIn } from "../trace";
+import { Closing } from "./river";
 
 type Checkpoint = { name: string; bit_equal: boolean; fp32: number; fp32_local: number | null; fp64: number | null; fp64_local: number | null };
 type Report = {
@@ -37,7 +38,8 @@ const MEANS: Record<string, string> = {
 
 /** A figure's lines: the comparison, and then what it shows of it. */
 function python(app: App, other: string, lines: string): string {
-  return `other = pl.load(${pythonText(other)})\nreport = pl.compare(model, other, inputs=${idsIn(app.trace.value)})\n${lines}`;
+  const opened = `pl.load(${pythonText(other.replace(/^hf:/, ""))})`;
+  return `other = ${other.startsWith("hf:") ? `pl.to_hf(${opened})` : opened}\nreport = pl.compare(model, other, inputs=${idsIn(app.trace.value)})\n${lines}`;
 }
 
 function shell(app: App, other: string): string | null {
@@ -176,18 +178,34 @@ function Ties({ found }: { found: Compared }) {
   );
 }
 
+/** What can be checked without another model: that the parts shown under River are the whole. */
+function AddsUp() {
+  const { header } = useApp().trace.value;
+  return (
+    <section class="card">
+      <h2>The parts are the whole</h2>
+      <p class="note">The logit of {quoted(header.target.text)} as this run has it, and as the sum of what each part of the model added (River).</p>
+      <Closing />
+    </section>
+  );
+}
+
 export function Models() {
   const app = useApp();
   const other = useParam<string>("model", "");
   const found = comparedOf(app);
   const { server } = app;
+  const adds = app.trace.value.has("attribution.components") && <AddsUp />;
   if (!server) {
     return (
-      <section class="card missing">
-        <p>
-          <b>Comparing needs both models</b>, which are not in this file: <code>{shell(app, "OTHER") ?? "pellucid compare A B"}</code> writes the comparison, and <code>pellucid serve</code> shows it here.
-        </p>
-      </section>
+      <>
+        {adds}
+        <section class="card missing">
+          <p>
+            <b>Comparing needs both models</b>, which are not in this file: <code>{shell(app, "OTHER") ?? "pellucid compare A B"}</code> writes the comparison, and <code>pellucid serve</code> shows it here.
+          </p>
+        </section>
+      </>
     );
   }
   const compare = () =>
@@ -209,7 +227,7 @@ export function Models() {
         <div class="controls">
           <label class="other">
             The other model
-            <input name="model" required value={other.value} autocomplete="off" spellcheck={false} placeholder="a folder, a file, an alias or a hub id on this machine" onInput={(event) => (other.value = event.currentTarget.value)} />
+            <input name="model" required value={other.value} autocomplete="off" spellcheck={false} placeholder="a folder, a file, an alias or a hub id on this machine; after hf: it runs in transformers" onInput={(event) => (other.value = event.currentTarget.value)} />
           </label>
           <button type="submit" class="primary">
             Compare
@@ -225,6 +243,7 @@ export function Models() {
           <Ties found={found.value} />
         </>
       )}
+      {adds}
     </>
   );
 }

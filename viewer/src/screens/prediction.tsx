@@ -3,6 +3,7 @@
 import { computed, signal, type Signal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import type { Palette } from "../colors";
+import { asking, editsOf, goOn } from "../edits";
 import { Figure, type Drawing } from "../figure";
 import { lattice } from "../marks";
 import { entropy, NEUTRAL, stagesOf, type Settings, type Stage } from "../sampling";
@@ -132,7 +133,7 @@ async function runIds(app: App, ids: number[]): Promise<void> {
   const known = trail(app);
   const same = (visit: Visit) => visit.ids.join() === idsOf(before).join();
   if (!known.value.some(same)) known.value = [...known.value, { ids: idsOf(before), tail }].slice(-12);
-  app.show(next);
+  await goOn(app, next);
 }
 
 type Drawn = { id: number; text: string };
@@ -153,6 +154,8 @@ function Draw({ settings }: { settings: () => Settings }) {
   }
   const { server } = app;
   const asked = () => ({ ...settings(), seed: seed.value });
+  // What is drawn is that of the run that is shown.
+  const edits = app.about(app.trace.value).plain ? [] : editsOf(app.edits.value);
   const draw = () => app.attempt("Drawing a token", async () => void (drawn.value = await server.json<Drawn>("/api/sample", { ...asked(), ...app.about(app.trace.value) })));
   const go = (ids: number[]) => app.attempt("Running the model", () => runIds(app, ids));
   const generate = () =>
@@ -161,7 +164,7 @@ function Draw({ settings }: { settings: () => Settings }) {
       running.value = { stop, text: "" };
       const ids = idsOf(app.trace.value);
       try {
-        for await (const { event, data } of server.events("/api/generate", { ids, max_new_tokens: Math.max(1, Math.min(20, app.trace.value.header.model.sizes.n_ctx - ids.length)), ...asked() }, stop.signal)) {
+        for await (const { event, data } of server.events("/api/generate", { ids, max_new_tokens: Math.max(1, Math.min(20, app.trace.value.header.model.sizes.n_ctx - ids.length)), ...asked(), ...(edits.length ? { edits: asking(edits) } : {}) }, stop.signal)) {
           if (event === "error") throw Object.assign(new Error(data.message), { remedy: data.remedy });
           if (event !== "token") continue;
           ids.push(data.id);
@@ -216,6 +219,7 @@ function Draw({ settings }: { settings: () => Settings }) {
           "Nothing has been drawn yet."
         )}
       </p>
+      {edits.length > 0 && <p class="note">Tokens are drawn from the edited run. At those that come, too, what is zero or a mean at every token stays so; other edits stay at their tokens.</p>}
       {visited.length > 0 && (
         <div class="controls">
           <span class="note">Earlier:</span>

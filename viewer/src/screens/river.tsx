@@ -160,8 +160,6 @@ function River() {
       },
     };
   };
-  const { total, logit } = streams(app.trace.value, "kind");
-  const count = app.trace.value.need("attribution.components").size;
   return (
     <Figure
       title={`The river of ${quoted(target.text)}`}
@@ -178,15 +176,24 @@ function River() {
       python={() => `parts = pl.attribution.direct(ckpts, ${target.id}, by="head")[:, 0, ${target.pos}]\nparts.sum()`}
       shell={() => partsCommand(app)}
     >
-      <dl class="closing">
-        <dt>{`Sum of ${count} parts`}</dt>
-        <dd>{plain(total)}</dd>
-        <dt>Logit of the run</dt>
-        <dd>{plain(logit)}</dd>
-        <dt>What is left</dt>
-        <dd>{logit === total ? "0" : (logit - total).toExponential(3).replaceAll("-", "−")}</dd>
-      </dl>
+      <Closing />
     </Figure>
+  );
+}
+
+/** The sum of all parts beside the logit of the run. */
+export function Closing() {
+  const trace = useApp().trace.value;
+  const { total, logit } = streams(trace, "kind");
+  return (
+    <dl class="closing">
+      <dt>{`Sum of ${trace.need("attribution.components").size} parts`}</dt>
+      <dd>{plain(total)}</dd>
+      <dt>Logit of the run</dt>
+      <dd>{plain(logit)}</dd>
+      <dt>What is left</dt>
+      <dd>{logit === total ? "0" : (logit - total).toExponential(3).replaceAll("-", "−")}</dd>
+    </dl>
   );
 }
 
@@ -207,7 +214,7 @@ function headsOf(app: ReturnType<typeof useApp>): Head[] {
   for (const part of partsOf(trace)) {
     if (part.head === null || part.layer === null) continue;
     const name = `${part.layer}.${part.head}`;
-    const head = found.get(name) ?? { layer: part.layer, head: part.head, total: 0, bySource: new Array<number>(trace.length).fill(0) };
+    const head = found.get(name) ?? { layer: part.layer, head: part.head, total: 0, bySource: trace.header.tokens.map(() => 0) };
     head.total += part.value;
     if (part.source !== null) head.bySource[part.source] += part.value;
     found.set(name, head);
