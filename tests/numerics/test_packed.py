@@ -15,7 +15,7 @@ from weight_writes import WRITES, written
 
 import pellucid as pl
 import support
-from pellucid.numerics import copies, products, quickest
+from pellucid.numerics import products, quickest
 from pellucid.numerics.products import PackedProducts
 
 IDS = support.some_ids(2, 13)
@@ -47,7 +47,7 @@ def test_a_copy_is_never_that_of_weights_that_were(write: Callable[[pl.CkptedTra
 
 
 def test_a_copy_that_is_never_made_again_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies.Copy, "is_of", lambda self, matrix: True)
+    monkeypatch.setattr(products.Copy, "is_of", lambda self, matrix: True)
     with pytest.raises(AssertionError):
         test_a_copy_is_never_that_of_weights_that_were(written)
 

@@ -18,9 +18,8 @@ from weight_writes import WRITES, behind_torch, by_view, written
 import pellucid as pl
 import support
 from pellucid.generate.stepper import Stepper
-from pellucid.numerics import copies, products
-from pellucid.numerics.copies import Copies
-from pellucid.numerics.products import Execution, RoundedProducts, products_of
+from pellucid.numerics import products
+from pellucid.numerics.products import Copies, Execution, RoundedProducts, products_of
 
 IDS = support.some_ids(2, 13)
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -215,7 +214,7 @@ def test_a_copy_that_is_known_by_its_place_alone_is_noticed(monkeypatch: pytest.
         def is_of(self, stored: Tensor) -> bool:
             return self.place == stored.data_ptr() and self.version == stored._version
 
-    monkeypatch.setattr(copies, "Copy", Placed)
+    monkeypatch.setattr(products, "Copy", Placed)
     with pytest.raises(AssertionError):
         test_memory_that_a_copy_is_known_by_is_not_given_out_again()
 

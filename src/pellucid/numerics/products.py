@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pellucid.check import require_one_of
 from pellucid.errors import ConfigError
-from pellucid.numerics.copies import Copies, Copy, can_keep
 from pellucid.numerics.quickest import PACKED, by_onednn, library_for, packed, packed_bytes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -30,6 +30,7 @@ NUMERICS = ("exact", "fast", "packed", "bfloat16")
 @dataclass(frozen=True)
 class Execution:
     """How a model is run.
+
     Raises:
         ConfigError: If it is another choice.
     """
@@ -108,6 +109,52 @@ Rows = Callable[[Tensor], Tensor]
 def as_it_is(stored: Tensor) -> Tensor:
     """Itself: it is stored as [O, I]."""
     return stored
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy and what it was made from: while that is held, no other matrix can take its place in memory."""
+
+    source: Tensor
+    version: int
+    made: Tensor
+
+    def is_of(self, matrix: Tensor) -> bool:
+        """Whether the copy holds the numbers that are in this matrix now."""
+        return (
+            self.source.data_ptr() == matrix.data_ptr()
+            and self.version == matrix._version
+            and self.source.stride() == matrix.stride()
+        )
+
+
+class Copies:
+    """One copy of each matrix."""
+
+    def __init__(self) -> None:
+        self._of: Any = WeakIdKeyDictionary()  # parameter -> Copy
+
+    def of(self, stored: Tensor, matrix: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """The copy that `make` makes of a stored parameter, seen as the view `matrix` of it."""
+        kept = self._of.get(stored)
+        if kept is None or not kept.is_of(matrix):
+            with torch.inference_mode(False), torch.no_grad():  # a backward pass may read it later
+                source = matrix.detach()
+                kept = self._of[stored] = Copy(source, source._version, make(source))
+        return kept.made
+
+    def all(self) -> list[Copy]:
+        """Those that are there."""
+        return list(self._of.values())
+
+    def forget(self) -> None:
+        """Drop them."""
+        self._of.clear()
+
+
+def can_keep(stored: Tensor) -> bool:
+    """Whether torch counts writes into it, and it is no stand-in of the compiler's or of torch.func's."""
+    return not torch.compiler.is_compiling() and isinstance(stored, nn.Parameter) and not stored.is_inference()
 
 
 class Products:
