@@ -172,6 +172,9 @@ REMEDIES: dict[str, list[Case]] = {
         ),
     ],
     "sae-width": [
+        Case(
+            lambda h: RELU.decode(RELU.encode(X)[..., :-1]), "with zeros where", lambda h: RELU.decode(RELU.encode(X))
+        ),
         Case(lambda h: RELU.encode(X.numpy()), "values of its checkpoint", lambda h: RELU.encode(X)),
         Case(lambda h: RELU.encode(X[:, 1:]), "values of its checkpoint", lambda h: RELU.encode(X)),
         Case(lambda h: RELU.encode(torch.tensor(1.0)), "values of its checkpoint", lambda h: RELU.encode(X)),

@@ -149,12 +149,19 @@ class SparseAutoencoder(nn.Module):
 
         Raises:
             InputError: If there is no `x`, though the input is normalized or centred.
+            ShapeError: If features are missing.
         """
         if x is None and (self.config.normalization != "none" or self.config.centred):
             raise InputError(
                 "decode: each input's own mean or length was taken off before encoding, and is not known.",
                 code="sae-decode-input",
                 remedy="Give the values that were encoded: sae.decode(features, x).",
+            )
+        if features.size(-1) != self.n_features:
+            raise ShapeError(
+                f"decode: features {list(features.shape)}, expected [..., {self.n_features}].",
+                code="sae-width",
+                remedy="Give all features, as sae.encode(x) returns them, with zeros where there is nothing.",
             )
         if self.config.rescaled:
             features = features / self.W_dec.norm(dim=-1)
