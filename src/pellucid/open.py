@@ -252,7 +252,8 @@ def load(
         device: Where to put it.
         dtype: "float32" unless asked; "stored" keeps what the file has; else "float64", "float16", "bfloat16" or the
             torch.dtype.
-        attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
+        attention: "auto" fuses every layer that nobody looks inside, unless the configuration asks for eager
+            attention; "eager" makes every layer explicit.
         numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them;
             "packed" also keeps second copies of the weights if they save time; "bfloat16" multiplies by the weights
             in bfloat16.

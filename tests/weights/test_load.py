@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -407,3 +408,13 @@ def test_an_index_may_name_the_folder_that_it_is_in(before: str, tmp_path: Path)
     path.write_text(json.dumps(index))
     ids = support.some_ids(1, 5)
     assert torch.equal(pl.load(tmp_path)(ids), model(ids))
+
+
+def test_a_file_that_asks_for_eager_attention_gets_it(tmp_path: Path) -> None:
+    """transformers reads the field under either name."""
+    hf = small_hf()
+    for name in ("_attn_implementation", "attn_implementation"):
+        folder = save_folder(tmp_path / name, hf_dict(hf), hf, **{name: "eager"})
+        model = pl.load(folder)
+        assert model.execution.attention == "eager"
+        assert same_logits(model, transformers.GPT2LMHeadModel.from_pretrained(folder))

@@ -254,13 +254,19 @@ def _build(
         imported.config,
         weights,
         tokenizer=tokenizer,
-        attention=options.attention,
+        attention=_attention_of(imported.config, options.attention),
         numerics=options.numerics,
         provenance=describe(imported, weights, provenance),
         generation=generation,
     )
     model.train(False)
     return model
+
+
+def _attention_of(config: Config, asked: str) -> str:
+    """How to attend: explicitly where the configuration asks for it, as transformers does, unless the caller does."""
+    said = (config.neutral.get(name) for name in ("_attn_implementation", "attn_implementation"))
+    return "eager" if asked == "auto" and "eager" in said else asked
 
 
 def parse_dtype(given: str | torch.dtype) -> torch.dtype | None:
