@@ -183,6 +183,7 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: h.told(""), "beginning-of-text id", lambda h: h.told([h.told.config.bos_token_id])),
     ],
     "input-kind": [
+        Case(lambda h: pl.Batch([[1]], [[1]], [[0]]), "model.tokenize", lambda h: h.model.tokenize([[1]])),
         Case(lambda h: h.model(None), "lists of ids", lambda h: h.model([1, 2])),
         Case(lambda h: h.model({1, 2}), "list(given)", lambda h: h.model(list({1, 2}))),
         Case(lambda h: h.told(iter(["a cat"])), "list(given)", lambda h: h.told(list(iter(["a cat"])))),

@@ -180,6 +180,8 @@ IDS_AND_TEXT = [
     Bad("an empty text among others", "empty-text", runs(["ab", ""]), I),
     Bad("a text, and no tokenizer", "no-tokenizer",
         lambda model, folder: support.glass()("some text"), I),
+    Bad("a batch of nothing", "missing-argument", lambda model, folder: pl.Batch(), pl.UnknownArgumentError),
+    Bad("a batch of lists", "input-kind", lambda model, folder: pl.Batch([[1]], [[1]], [[0]]), I),
     Bad("nothing", "input-kind", runs(None), I),
     Bad("a number", "input-kind", runs(7), I),
     Bad("a mapping without ids", "input-kind", runs({"ids": IDS}), I),

@@ -167,6 +167,7 @@ def test_the_model_inside_another_object_is_named(around: Any) -> None:
         ("gpt2", "pl.load opens names"), ({"a": torch.ones(1)}, "state dicts"), (Path("x"), "folders"),
         (pl.load, "these of transformers only"), (small_hf, "pl.compare"), (None, "pl.compare"),
         (type(small_hf()), "GPT2LMHeadModel.from_pretrained(name)"),
+        (pl.load().config, "these of transformers only"),
         (pl.CkptedTransformer(pl.TransformerConfig(vocab_size=3, n_positions=2, n_embd=2, n_layer=0, n_head=1)),
          "copy.deepcopy(model)"),
     ],

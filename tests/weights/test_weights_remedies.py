@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import os
 import shutil
@@ -103,6 +105,13 @@ def without_a_shard(folder: Path, index: dict[str, Any]) -> None:
 def saved(here: Here, content: Any, **more: Any) -> None:
     torch.save(content, here.folder / "weights.pt")
     opens(here.folder / "weights.pt", config=config_of(HF), **more)
+
+
+def pickled() -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(hf_dict(HF), file)
+    file.seek(0)
+    return file
 
 
 def half_an_archive(here: Here) -> None:
@@ -299,7 +308,18 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: linked(h, there=False), "in its place again", lambda h: linked(h, there=True)),
         Case(lambda h: pl.load(h.folder / "alnoe.safetensors"), "path",
              lambda h: opens(alone(h), config=config_of(HF))),
-        Case(lambda h: pl.load(HF), "pellucid.from_hf", lambda h: pl.from_hf(HF)),
+        Case(lambda h: pl.load(HF), "pl.from_hf", lambda h: pl.from_hf(HF)),
+        Case(lambda h: pl.load(pl.from_hf(HF)), "copy.deepcopy(model)", lambda h: copy.deepcopy(pl.from_hf(HF))),
+        Case(lambda h: pl.load(torch.nn.ModuleDict({"transformer": HF.transformer})), "pl.load(module.state_dict(),",
+             lambda h: opens(torch.nn.ModuleDict({"transformer": HF.transformer}).state_dict(), config=config_of(HF))),
+        Case(lambda h: pl.load(config_of(HF)), "pl.CkptedTransformer(config) ",
+             lambda h: pl.CkptedTransformer(config_of(HF))),
+        Case(lambda h: pl.load(HF.config), "pl.CkptedTransformer(pl.TransformerConfig.from_dict(config.to_dict()))",
+             lambda h: pl.CkptedTransformer(pl.TransformerConfig.from_dict(HF.config.to_dict()))),
+        Case(lambda h: pl.load(os.fsencode(written(h))), "os.fsdecode(name)",
+             lambda h: opens(os.fsdecode(os.fsencode(written(h))))),
+        Case(lambda h: pl.load(pickled()), "pl.load(torch.load(file), config=...)",
+             lambda h: opens(torch.load(pickled()), config=config_of(HF))),
         Case(lambda h: pl.load([*HF.state_dict().items()]), "as a mapping: dict(pairs)",
              lambda h: pl.load(dict([*HF.state_dict().items()]), config=config_of(HF))),
     ],

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pellucid.axes import POSITIONS, Axis, coordinate
-from pellucid.errors import visible
+from pellucid.dialects import named_arguments
+from pellucid.errors import InputError, visible
 from pellucid.json_config import Config
 from pellucid.listing import Listed, Listing
 from pellucid.text.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ Inputs = Any
 `Batch`. A column of pandas' counts as a list."""
 
 
+@named_arguments()
 @dataclass(frozen=True, eq=False, repr=False)
 class Batch(Listed):
     """Texts of unequal length as one rectangle.
@@ -47,6 +49,14 @@ class Batch(Listed):
     _padded: tuple[bool, int] | None = field(default=None, init=False)  # and the writes before
 
     def __post_init__(self) -> None:
+        for name in ("ids", "mask", "positions"):
+            given: object = getattr(self, name)
+            if not isinstance(given, Tensor):
+                raise InputError(
+                    f"Batch: {name} is {type(given).__name__}, expected a tensor.",
+                    code="input-kind",
+                    remedy="Make batches with model.tokenize, which takes texts and ids of any kind.",
+                )
         _MASKS[self.ids] = self.mask
 
     @property

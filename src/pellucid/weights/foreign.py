@@ -79,7 +79,7 @@ def wrong_class(given: object, families: Sequence[InTransformers]) -> WeightsErr
         remedy = f"Give the one that it holds: pl.from_hf(hf_model.{place}). What stands around it is not carried over."
     elif isinstance(given, (str, Path, Mapping)):
         remedy = "pl.load opens names, folders, files and state dicts."
-    elif type(given).__module__.startswith("pellucid."):
+    elif isinstance(given, nn.Module) and type(given).__module__.startswith("pellucid."):
         remedy = "It is one of pellucid's already; copy.deepcopy(model) makes another."
     else:
         remedy = "pellucid reads these of transformers only; pl.compare takes other programs that compute the same."

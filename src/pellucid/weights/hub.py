@@ -17,7 +17,7 @@ from typing import Any
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest, shown
 from pellucid.weights import manifests
-from pellucid.weights.hub_answers import ALIASES, again, explain, no_such_name
+from pellucid.weights.hub_answers import ALIASES, again, explain, no_name, no_such_name
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
 
 BUNDLED_NAME = "bundled"
@@ -125,7 +125,7 @@ def read_config(name: str | os.PathLike[str], options: HubOptions | None = None)
 def _existing(name: str | os.PathLike[str]) -> Path | None:
     """The path of this name if there is one; None for a string that may be the id of a repository."""
     if not isinstance(name, str | os.PathLike):
-        raise _no_name(name)
+        raise no_name(name)
     text = os.fspath(name)
     if text == BUNDLED_NAME:
         return BUNDLED
@@ -142,16 +142,6 @@ def _existing(name: str | os.PathLike[str]) -> Path | None:
     if not isinstance(name, str):
         raise no_such_name(text)
     return None
-
-
-def _no_name(given: object) -> NotFoundError:
-    """The error for something that names no model, above all for a model of transformers' itself."""
-    return NotFoundError(
-        f"{type(given).__name__} given, expected a path, an alias or the id of a repository.",
-        code="path-not-found",
-        remedy="Pass a model of transformers' to pellucid.from_hf, and tensors by name as a mapping: dict(pairs); else "
-        "give a path or a hub id.",
-    )
 
 
 @dataclass(frozen=True)

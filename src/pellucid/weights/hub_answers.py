@@ -249,3 +249,29 @@ def no_such_name(name: str) -> NotFoundError:
         remedy=f"{nearest(name, ALIASES)} Give a path, a hub id such as 'openai-community/gpt2', or one of "
         f"{', '.join(ALIASES)}.".strip(),
     )
+
+
+_INSTEAD: Mapping[str, str] = {
+    "Network": "It is open already; copy.deepcopy(model) makes another.",
+    "HookedTransformer": "It is open already; what it has as .model is a model of pellucid's.",
+    "PreTrainedModel": "Pass a model of transformers' to pl.from_hf.",
+    "Module": "Pass its tensors, pl.load(module.state_dict(), config=...), or compare it as it is, "
+    "pl.compare(reference, module).",
+    "Config": "It has no weights; pl.CkptedTransformer(config) draws some.",
+    "PreTrainedConfig": "It has no weights; pl.CkptedTransformer(pl.TransformerConfig.from_dict(config.to_dict())) "
+    "draws some.",
+    "bytes": "Pass os.fsdecode(name).",
+    "IOBase": "Pass the file's name, or what it holds, such as pl.load(torch.load(file), config=...).",
+}
+"""Names of classes -> what to do with one of their objects in the place of a model's name."""
+
+
+def no_name(given: object) -> NotFoundError:
+    """The error for something that names no model."""
+    names = [base.__name__.lstrip("_") for base in type(given).__mro__]
+    pairs = ", or tensors by name as a mapping: dict(pairs)" if isinstance(given, (list, tuple, Iterator)) else ""
+    return NotFoundError(
+        f"{type(given).__name__} given, expected a path, an alias or the id of a repository.",
+        code="path-not-found",
+        remedy=next((_INSTEAD[name] for name in names if name in _INSTEAD), f"Give a path or a hub id{pairs}."),
+    )
