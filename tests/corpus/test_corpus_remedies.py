@@ -15,7 +15,7 @@ import pellucid as pl
 import support
 from following import Case, follow, params
 from pellucid import atomic
-from pellucid.corpus import place
+from pellucid.corpus import place, plan
 
 Here = SimpleNamespace
 TEXTS = support.ragged_ids(5, 2, 7)
@@ -37,6 +37,17 @@ def _without_room(here: Here, **more: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=14 * 48 * 2 + 100))
         return _capture(here, path="small.zarr", **more)
+
+
+def _fuller_than_before(here: Here) -> Any:
+    """On a disk without room for the part that is left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "PART_BYTES", 1)
+        patch.setattr(plan, "TEXTS_IN_A_PART", 1)
+        _capture(here, path="parts.zarr")
+        (here.folder / "parts.zarr" / place.chunk_key("ledger", 0, 3)).unlink()
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+        return _capture(here, path="parts.zarr")
 
 
 def _unfinished(here: Here) -> Any:
@@ -145,6 +156,7 @@ REMEDIES: dict[str, list[Case]] = {
     "corpus-disk": [
         Case(_without_room, "as bfloat16", lambda h: _without_room(h, dtype="bfloat16")),
         Case(_without_room, "a path on another disk", lambda h: _capture(h, path="large.zarr")),
+        Case(_fuller_than_before, "make the same call again", lambda h: _capture(h, path="parts.zarr")),
     ],
     "corpus-dtype": [
         Case(lambda h: _capture(h, dtype="int8"), "Give dtype='float32'", lambda h: _capture(h, dtype="float32")),

@@ -243,6 +243,36 @@ def test_a_ray_that_is_not_there(begun: Path, monkeypatch: pytest.MonkeyPatch) -
     assert captured(begun, engine="local").is_complete
 
 
+JOINED: dict[str, tuple[str | None, list[Exception], list[dict[str, Any]]]] = {
+    "none is there": (None, [], [{"num_cpus": 3}]),
+    "one was begun here": (None, [ValueError("its processors are as many as they are")], [{"num_cpus": 3}, {}]),
+    "what was begun here has ended": (
+        None, [ValueError("its processors"), ConnectionError("nobody answers")],
+        [{"num_cpus": 3}, {}, {"num_cpus": 3, "address": "local"}],
+    ),
+    "one of its own": ("local", [], [{"num_cpus": 3}]),
+    "one elsewhere": ("192.0.2.9:6379", [], [{}]),
+}  # fmt: skip
+"""RAY_ADDRESS, what Ray answers to each call but the last one, and what it is asked."""
+
+
+@pytest.mark.parametrize("case", JOINED)
+def test_which_ray_is_joined(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    address, answers, expected = JOINED[case]
+    asked, left = list[dict[str, Any]](), iter(answers)
+
+    def init(**about: Any) -> None:
+        asked.append({what: about[what] for what in ("num_cpus", "address") if what in about})
+        assert address == "192.0.2.9:6379" or about["include_dashboard"] is False
+        if (error := next(left, None)) is not None:
+            raise error
+
+    monkeypatch.setenv(ray_workers.USAGE, "0")
+    monkeypatch.setenv("RAY_ADDRESS", address or "")
+    ray_workers._start(SimpleNamespace(init=init), 3)
+    assert asked == expected
+
+
 @pytest.mark.long
 def test_a_node_that_is_removed(cluster: Any, whole: Path, begun: Path) -> None:
     """A process on it was in the midst of a part; it begins anew elsewhere."""

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -497,27 +498,43 @@ def test_somebody_else_writes(tmp_path: Path) -> None:
     assert caught.value.code == "corpus-busy"
 
 
-def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(pl.InputError, match="1,000 bytes free") as caught:
-        captured(tmp_path / "a.zarr")
-    assert caught.value.code == "corpus-disk"
+def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None) -> None:
+    """It is said of the whole before anything is written, and of what is left of it."""
+    path, little = tmp_path / "a.zarr", lambda path: SimpleNamespace(free=1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", little)
+        assert "; 1,000 bytes are free" in repr(pl.corpus.estimate(shared(), TEXTS, NAMES, path))
+        with pytest.raises(pl.InputError, match="has 1,000 bytes free") as caught:
+            captured(path)
+        assert caught.value.code == "corpus-disk"
     assert not list(tmp_path.iterdir())
+    before = files(captured(path).place.path)
+    for part in (1, 2):
+        (path / place.chunk_key(parts.LEDGER, part, 3)).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", little)
+        with pytest.raises(pl.InputError, match=r"2 of \d+ parts are left, .* has 1,000 bytes free") as caught:
+            captured(path)
+        assert "make the same call again" in caught.value.remedy
+    captured(path)
+    assert files(path) == before
 
 
 def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None) -> None:
-    whole, plain = tmp_path / "whole.zarr", atomic.put
+    whole, plain = tmp_path / "whole.zarr", os.replace
     captured(whole)
 
-    def put(path: Path, data: Any) -> None:
+    def replace(made: Any, path: Any) -> None:
         if path == tmp_path / "a.zarr" / "blocks.1.resid_post" / "c.2.0":
-            raise OSError(28, "No space left on device")
-        plain(path, data)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(made, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(atomic, "put", put)
-        with pytest.raises(OSError, match="No space left"):
+        patched.setattr(os, "replace", replace)
+        with pytest.raises(pl.InputError, match=r"no room left for .*c\.2\.0") as caught:
             captured(tmp_path / "a.zarr")
+        assert caught.value.code == "corpus-disk"
+        assert "make the same call again" in caught.value.remedy
     assert 0 < len(pl.corpus.open(tmp_path / "a.zarr").parts) < pl.corpus.open(whole).plan.parts
     captured(tmp_path / "a.zarr")
     assert files(tmp_path / "a.zarr") == files(whole)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pellucid import atomic
-from pellucid.errors import InputError
+from pellucid.errors import InputError, WeightsError
 from pellucid.extras import need
 from pellucid.weights.manifests import unreadable
 
@@ -94,6 +94,14 @@ def busy(place: StorePlace) -> InputError:
     )
 
 
+MAKE_ROOM = "Make room, and make the same call again: it goes on with what is there."
+
+
+def no_room(what: str, remedy: str = MAKE_ROOM) -> InputError:
+    """The error for a disk that is too full."""
+    return InputError(f"corpus: {what}.", code="corpus-disk", remedy=remedy)
+
+
 def chunk_key(name: str, part: int, axes: int) -> str:
     """Where a part of an array of so many axes lies; every other axis is whole in a chunk."""
     return f"{name}/c.{part}{'.0' * (axes - 1)}"
@@ -101,6 +109,9 @@ def chunk_key(name: str, part: int, axes: int) -> str:
 
 AT_ONCE = 2**20
 """Bytes that one request reads: on two threads, 0.88 of the time of requests for whole chunks, cold."""
+
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # the latter is not on every system
+"""Numbers of errors of a disk without room."""
 
 MAPPED = 256
 """Chunks that are mapped at the same time when rows are read one by one."""
@@ -126,7 +137,12 @@ class Folder:
             raise unreadable(Path(problem.filename or self.path), problem) from problem
 
     def put(self, key: str, data: memoryview | bytes) -> None:
-        atomic.put(self.path / key, data)
+        try:
+            atomic.put(self.path / key, data)
+        except WeightsError as error:
+            if getattr(error.__cause__, "errno", None) in FULL:
+                raise no_room(f"there is no room left for {self.path / key}") from error
+            raise
 
     def get(self, key: str) -> bytes | None:
         return self.asked(lambda: _there((self.path / key).read_bytes))

@@ -69,6 +69,7 @@ class CorpusPlan:
     seconds: float | None = None  # how long it may take, measured with the first texts; None if that was not measured
     packed_rows: int | None = None  # in how many rows all texts run, if short ones share one; None if each has its own
     saved_rows: int = 0  # how many fewer these are than texts that run
+    free: int | None = None  # bytes that can be written where it would lie; None if nobody asked, or knows
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,9 +105,10 @@ class CorpusPlan:
         packed = (
             "" if self.packed_rows is None else f", packed into {self.packed_rows:,} rows ({self.saved_rows:,} saved)"
         )
+        free = "" if self.free is None else f"; {self.free:,} bytes are free"
         return (
             f"{self.rows:,} tokens of {self.texts:,} texts, {len(self.columns)} checkpoints in {self.dtype}: "
-            f"{self.nbytes:,} bytes in {self.parts:,} part{'s' * (self.parts != 1)}{packed}{took}"
+            f"{self.nbytes:,} bytes in {self.parts:,} part{'s' * (self.parts != 1)}{packed}{took}{free}"
         )
 
 

@@ -32,6 +32,9 @@ USAGE = "RAY_USAGE_STATS_ENABLED"
 SET_BY_RAY = (USAGE, "PYTHONBREAKPOINT")
 """Variables of the environment that are as before when a Ray that was started here has ended."""
 
+LOCAL = "local"
+"""The address by which a Ray is started, whatever runs."""
+
 TRIES = 3
 """How often a piece of work may be lost with the process that did it."""
 
@@ -248,14 +251,14 @@ def _cause(error: Any) -> Exception:
 
 @contextmanager
 def joined(count: int | None, threads: int) -> Generator[tuple[Any, int]]:
-    """Ray, and the number of processes: a Ray that runs is joined, else one is started here and stopped at the end."""
+    """Ray, and the number of processes: one that runs is joined, else one is started and stopped at the end."""
     ray = need("ray", "engine='ray'")
     if ray.is_initialized():
         yield ray, _fitting(ray, count, threads)
         return
     with _as_it_was():
         try:
-            _start(ray, os.environ.get("RAY_ADDRESS"), threads * (count or max(1, (os.cpu_count() or 1) // threads)))
+            _start(ray, threads * (count or max(1, (os.cpu_count() or 1) // threads)))
             yield ray, _fitting(ray, count, threads)
         finally:
             ray.shutdown()
@@ -276,17 +279,28 @@ def _as_it_was() -> Generator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _start(ray: Any, address: str | None, processors: int) -> None:
-    options = {} if address else {"address": "local", "num_cpus": processors, "include_dashboard": False}
+def _start(ray: Any, processors: int) -> None:
+    """Join the Ray at RAY_ADDRESS, else the one that `ray start` began on this computer, else start one."""
+    address = os.environ.get("RAY_ADDRESS") or None
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    found = {**quiet, "include_dashboard": False}
+    own = {**found, "num_cpus": processors}
+    # Without an address Ray looks for one that was begun here: it takes no number of processors, and may have ended.
+    ways = {None: [own, found, {**own, "address": LOCAL}], LOCAL: [own]}.get(address, [quiet])
     os.environ.setdefault(USAGE, "0")
-    try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"ray: cannot be {f'reached at {address!r}' if address else 'started'}: {error}",
-            code="ray-address",
-            remedy="Unset RAY_ADDRESS to work on this computer alone, start Ray there, or use engine='local'.",
-        ) from error
+    problem: Exception | None = None
+    for way in ways:
+        try:
+            ray.init(**way)
+        except (OSError, RuntimeError, ValueError) as error:
+            problem = error
+        else:
+            return
+    raise InputError(
+        f"ray: cannot be {f'reached at {address!r}' if ways == [quiet] else 'started'}: {problem}",
+        code="ray-address",
+        remedy="Set RAY_ADDRESS=local to work on this computer alone, start Ray there, or use engine='local'.",
+    ) from problem
 
 
 def _fitting(ray: Any, count: int | None, threads: int) -> int:

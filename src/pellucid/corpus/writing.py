@@ -19,7 +19,7 @@ from pellucid.corpus.identity import facts_of, require_equal, require_undamaged
 from pellucid.corpus.intake import Intake, Reader, digest_of
 from pellucid.corpus.objects import place_of
 from pellucid.corpus.parts import LEDGER, Corpus, Keeper, keep, packed_plan
-from pellucid.corpus.place import Folder, StorePlace
+from pellucid.corpus.place import Folder, StorePlace, no_room
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
 from pellucid.corpus.ray_workers import Engine, Workers, library_of
 from pellucid.corpus.sink import CapturingModel
@@ -173,33 +173,39 @@ def _begin(model: Reader, texts: Iterable[Any], wanted: _Wanted, place: StorePla
         intake = Intake(model, new.put, split=wanted.facts["long_texts"] == "split")
         facts["texts"] = intake.read(texts)
         plan = wanted.plan(intake)
-        _require_room(plan, place)
+        _require_room(plan, place, plan.parts)
         write_metadata(new, plan, facts, intake.arrays)
 
 
-def _require_room(plan: CorpusPlan, place: StorePlace) -> None:
-    free = place.free()
-    if free is not None and plan.nbytes > free:
-        raise InputError(
-            f"corpus: {plan!r}, and {place} has {free:,} bytes free.",
-            code="corpus-disk",
-            remedy="Capture fewer checkpoints, store them as bfloat16, or give a path on another disk.",
-        )
+def _require_room(plan: CorpusPlan, place: StorePlace, left: int) -> None:
+    """Raise an error if there is no room for the parts that are left."""
+    free, needed = place.free(), left * plan.part_rows * plan.row_bytes
+    if free is None or needed <= free:
+        return
+    if left < plan.parts:
+        raise no_room(f"{left:,} of {plan.parts:,} parts are left, {needed:,} bytes; {place} has {free:,} bytes free")
+    raise no_room(
+        f"{plan!r}, and {place} has {free:,} bytes free",
+        "Capture fewer checkpoints, store them as bfloat16, or give a path on another disk.",
+    )
 
 
 def estimate(
     model: Reader,
     texts: Iterable[Any],
     names: Names,
+    path: Any = None,
     *,
     batch_tokens: int = BATCH_TOKENS,
     dtype: str = "float32",
     long_texts: str = "refuse",
     packing: bool = False,
+    storage_options: dict[str, Any] | None = None,
 ) -> CorpusPlan:
-    """What `capture` with the same arguments would store and how long it would take; writes nothing.
+    """What `capture` with the same arguments would store, how long it would take and what is free; writes nothing.
 
-    The time is that of the texts' tokens at the speed of the first few thousand, which are run twice.
+    The time is that of the texts' tokens at the speed of the first few thousand, which are run twice. How many bytes
+    are free is asked where `path` lies, if one is given.
 
     Raises:
         InputError: As `capture`.
@@ -211,6 +217,7 @@ def estimate(
         6144
     """
     wanted = _Wanted.of(model, names, batch_tokens, dtype, long_texts, packing)
+    free = None if path is None else place_of(path, storage_options).free()
     intake = Intake(model, lambda key, data: None, split=long_texts == "split")
     intake.read(texts)
     found = wanted.plan(intake)
@@ -220,7 +227,7 @@ def estimate(
     sample.make(model, 0)  # the first run of a process is slower
     begun = time.perf_counter()
     sample.make(model, 0)
-    return replace(found, seconds=(time.perf_counter() - begun) / some.rows * found.rows)
+    return replace(found, seconds=(time.perf_counter() - begun) / some.rows * found.rows, free=free)
 
 
 MARK = f"{LEDGER}/workers"
@@ -232,6 +239,7 @@ def finish(model: CapturingModel, store: Store, engine: Engine, path: Any, *, pr
     plan, place = store.plan, store.place
     there = store.parts
     left = [part for part in range(plan.parts) if part not in there]
+    _require_room(plan, place, len(left))
     place.clean([*plan.names, LEDGER])
     place.remove(MARK)  # if the one who put it there was killed
     done = sum(len(plan.rows_of(part)) for part in there)

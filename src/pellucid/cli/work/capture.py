@@ -65,7 +65,7 @@ def capture(wish: Capture) -> None:
             try:
                 said = repr(pl.corpus.open(wish.out)).partition("\n")[0]  # it is begun, and goes on
             except pl.NotFoundError:
-                said = repr(pl.corpus.estimate(model, texts(), names, **about))
+                said = repr(pl.corpus.estimate(model, texts(), names, wish.out, **about))
         messages().print(Text(said), soft_wrap=True)
     seen = sys.stderr.isatty() and not wish.as_json
     by: dict[str, Any] = {"engine": wish.engine, "workers": wish.workers}
