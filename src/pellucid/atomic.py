@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import platform
 import re
@@ -18,11 +19,12 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pellucid.check import path_of
-from pellucid.errors import WeightsError
+from pellucid.errors import PellucidError, WeightsError
 
 try:
     import fcntl
@@ -40,6 +42,9 @@ OLD = 24 * 3600.0
 
 READER_STARTS = 1.0
 """Seconds that the other end of a pipe may take to open it, when a shell starts both ends at once."""
+
+FLUSHED_AT_ONCE = 8
+"""Small files that the disk is asked to keep at the same time, which its journal then takes together."""
 
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 """What tells this machine from others."""
@@ -117,32 +122,69 @@ def write_folder(
                 parent.rmdir()
 
 
-def put(path: Path, data: bytes | memoryview) -> None:
-    """Write one of very many files of a folder, whole or not at all; the last one who puts the same file wins.
+class Begun:
+    """One of very many files of a folder, written piece by piece; nobody sees it before it is whole.
 
-    It takes no lock and does not look for what others left, which `remove_leftovers` does once for all of them.
+    It takes no lock and does not look for what others left, which `remove_leftovers` does once for all of them. The
+    last one who finishes the same file wins.
     """
-    part = _temporary(path.parent)
-    try:
-        path.parent.mkdir(exist_ok=True)  # of the store itself, if it was removed meanwhile, nothing is made again
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        _flush(path.parent)
-    except OSError as problem:
-        raise not_writable(path, problem.strerror or str(problem)) from problem
-    finally:
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self._part = path, _temporary(path.parent)
+        with self._said():
+            path.parent.mkdir(exist_ok=True)  # of the store itself, if it was removed meanwhile, nothing is made again
+            with self._part.open("xb") as file:
+                file.truncate(size)
+
+    def write(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
+        """Write pieces, each from some byte on; what is never written is zero."""
+        with self._said(), self._part.open("r+b", buffering=0) as file:
+            for at, piece in pieces:
+                file.seek(at)
+                left = piece
+                while left:
+                    left = left[file.write(left) :]
+
+    def settle(self) -> None:
+        """Wait until the disk has what was written so far; another thread may write more meanwhile."""
+        with self._said():
+            _flush(self._part)
+
+    def digest(self) -> bytes:
+        """The SHA-256 of what was written."""
+        with self._said(), self._part.open("rb") as file:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                return hashlib.sha256(mapped).digest()
+
+    def finish(self) -> None:
+        """Give the file its name; `settle` it first."""
+        with self._said():
+            os.replace(self._part, self.path)
+            _flush(self.path.parent)
+
+    def drop(self) -> None:
+        """Remove the file if it was not finished."""
         with suppress(OSError):
-            part.unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
+
+    def failed(self, problem: OSError) -> PellucidError:
+        """What is raised when the disk refuses."""
+        return not_writable(self.path, problem.strerror or str(problem))
+
+    @contextmanager
+    def _said(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as problem:
+            raise self.failed(problem) from problem
 
 
 def take_folder(made: Path, place: Path) -> None:
     """Give a folder that was completed under a temporary name its own, where nothing or an empty folder is."""
     try:
-        for folder in (*filter(Path.is_dir, made.iterdir()), made):
-            _flush(folder)
+        with ThreadPoolExecutor(FLUSHED_AT_ONCE, thread_name_prefix="pellucid") as flushing:
+            for flushed in [flushing.submit(_flush, path) for path in (*made.rglob("*"), made)]:
+                flushed.result()
         os.replace(made, place)
         _flush(place.parent)
     except OSError as problem:

@@ -84,7 +84,8 @@ def test_it_says_how_large_it_is_before(cli: Any, data: Path, tmp_path: Path) ->
     given = ("--lines", "--pack", "--keep-as", "bfloat16", "--out", str(tmp_path / "a.zarr"))
     result = cli("capture", "--data", str(data), *WANTED, *given)
     size = "8 tokens of 3 texts, 2 checkpoints in bfloat16: 20,480 bytes in 1 part"
-    assert re.search(re.escape(f"{size}, packed into 2 rows (1 saved), about 0 s; ") + r"[\d,]+ bytes are free", result.stderr)
+    size = re.escape(f"{size}, packed into 2 rows (1 saved), about 0 s; ")
+    assert re.search(size + r"[\d,]+ bytes are free", result.stderr)
     assert "blocks.3.resid_post  [8, 256]  bfloat16" in result.stdout
 
 

@@ -308,7 +308,7 @@ def test_it_goes_on_where_it_was_killed(steps: Any, tmp_path: Path) -> None:
 def test_it_is_begun_whole_or_not_at_all(tmp_path: Path) -> None:
     """While texts are read, nothing is at the path; what a kill leaves beside it is removed by the next call."""
     about: dict[str, Any] = {"texts": TEXTS[:1], "names": "blocks.1.resid_post"}
-    steps = ((place.NewFolder, "put"), (atomic, "put"), (atomic, "take_folder"))
+    steps = ((place.NewFolder, "put"), (atomic.Begun, "finish"), (atomic, "take_folder"))
     for _ in killed.at_every_step(lambda: captured(tmp_path / "a.zarr", **about), steps):
         if (tmp_path / "a.zarr").exists():
             pl.corpus.open(tmp_path / "a.zarr")
@@ -360,14 +360,20 @@ def test_what_is_not_there_is_made(tmp_path: Path) -> None:
     assert files(path) == before
 
 
-def test_parts_do_not_depend_on_their_order(tmp_path: Path, small_parts: None) -> None:
-    store = captured(tmp_path / "a.zarr")
-    made = {part: store.corpus.make(shared(), part) for part in reversed(range(store.plan.parts))}
-    for part, chunks in made.items():
-        for name, chunk in chunks.items():
-            rows = len(store.plan.rows_of(part))
-            assert torch.equal(chunk[:rows], store.chunk(name, part))
-            assert not chunk[rows:].any()
+def test_parts_do_not_depend_on_their_order(tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor on when the disk is asked to take what is there."""
+    store, settled = captured(tmp_path / "a.zarr"), list[str]()
+    before, plain = files(tmp_path / "a.zarr"), atomic.Begun.settle
+    for entry in (tmp_path / "a.zarr" / parts.LEDGER).glob("c.*"):
+        entry.unlink()
+    monkeypatch.setattr(parts, "SETTLED", 1)
+    monkeypatch.setattr(atomic.Begun, "settle", lambda self: (settled.append(self.path.parent.name), plain(self)))
+    for part in reversed(range(store.plan.parts)):
+        with parts.Keeper(store.place, store.corpus) as keeper:
+            keeper.make(shared(), part)
+    assert files(tmp_path / "a.zarr") == before
+    assert settled.count(parts.LEDGER) == store.plan.parts
+    assert settled.count("blocks.1.resid_post") > store.plan.parts
 
 
 CHANGED: dict[str, tuple[dict[str, Any], str]] = {

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,30 @@ NETWORK = {"HTTPClientError", "ConnectionError", "IncompleteReadError", "ClientE
 """Exceptions of botocore, aiohttp, gcsfs and Azure, no OSErrors, that say that the network or the store failed."""
 
 _ADDRESS = "Give an address such as 's3://bucket/acts.zarr', with the storage_options that its kind takes, or a folder."
+
+
+class ObjectChunk:
+    """An object in memory while it is filled, which is put in one request."""
+
+    def __init__(self, place: Objects, key: str, size: int) -> None:
+        self._place, self._key, self._data = place, key, io.BytesIO(bytes(size))  # whose bytes are put without a copy
+
+    def write(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
+        for at, piece in pieces:
+            self._data.seek(at)
+            self._data.write(piece)
+
+    def settle(self) -> None:
+        pass
+
+    def digest(self) -> bytes:
+        return hashlib.sha256(self._data.getbuffer()).digest()
+
+    def finish(self) -> None:
+        self._place.put(self._key, self._data.getvalue())
+
+    def drop(self) -> None:
+        self._data = io.BytesIO()
 
 
 class Objects:
@@ -98,6 +124,9 @@ class Objects:
 
     def put(self, key: str, data: memoryview | bytes) -> None:
         self._put(key, bytes(data))
+
+    def begin(self, key: str, size: int) -> ObjectChunk:
+        return ObjectChunk(self, key, size)
 
     def _put(self, key: str, data: bytes, **how: Any) -> None:
         try:

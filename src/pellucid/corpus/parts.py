@@ -9,9 +9,8 @@ number lies in memory: most are computed several at a time, those at the end of 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.corpus.place import StorePlace, chunk_key
+from pellucid.corpus.place import BegunChunk, StorePlace, chunk_key
 from pellucid.corpus.plan import CorpusPlan, TextSpan, batches, beneath, is_packed
 from pellucid.corpus.sink import CapturingModel
 from pellucid.network import Run
@@ -62,6 +61,9 @@ LEDGER = "ledger"
 it says that the part is there."""
 
 DIGEST_BYTES = 32
+
+Write = Callable[[str, Sequence[tuple[int, Tensor]]], None]
+"""Takes rows of a checkpoint: its name, and pieces [n, …], each with the number of its first row within the part."""
 
 
 @dataclass(frozen=True)
@@ -119,22 +121,18 @@ class Corpus:
             place = span.row, slice(span.column, span.column + len(span))
             yield span, {name: values[name][place] for name in names}
 
-    def make(self, model: CapturingModel, part: int, advance: Any = None) -> dict[str, Tensor]:
-        """The chunks of a part, [part_rows, …] in the dtype of the store; rows that no text fills are zero."""
-        plan, rows = self.plan, self.plan.rows_of(part)
-        dtype = getattr(torch, plan.dtype)
-        chunks = {c.name: torch.zeros((plan.part_rows, *c.shape), dtype=dtype) for c in plan.columns}
-        held = self.holding(part)
+    def make(self, model: CapturingModel, part: int, write: Write, advance: Any = None) -> None:
+        """Run a part and give away its rows, those of a batch and a checkpoint at a time."""
+        begins, held = self.plan.rows_of(part).start, self.holding(part)
         for batch in held.batches(part):
-            done = 0
-            for span, values in held.run(model, batch, plan.names):
-                first = max(span.start, rows.start)  # a text that begins in the part before
-                for name, value in values.items():
-                    chunks[name][first - rows.start : span.stop - rows.start] = value[first - span.start :]
-                done += span.stop - first
+            found = list(held.run(model, batch, self.plan.names))
+            # a text that begins in the part before is run from its beginning
+            firsts = [max(span.start, begins) for span, _ in found]
+            for name in self.plan.names:
+                write(name, [(first - begins, values[name][first - span.start :])
+                             for first, (span, values) in zip(firsts, found, strict=True)])  # fmt: skip
             if advance is not None:
-                advance(done)
-        return chunks
+                advance(sum(span.stop - first for first, (span, _) in zip(firsts, found, strict=True)))
 
 
 def packed_plan(plan: CorpusPlan, lengths: Sequence[int]) -> CorpusPlan:
@@ -149,18 +147,67 @@ def packed_plan(plan: CorpusPlan, lengths: Sequence[int]) -> CorpusPlan:
     return replace(plan, packed_rows=rows, saved_rows=texts - rows)
 
 
-def raw(chunk: Tensor) -> memoryview:
-    """The bytes of a chunk, as they lie in the store."""
-    return chunk.reshape(-1).view(torch.uint8).numpy().data
+AT_ONCE = 8
+"""Chunks that are finished at the same time: a disk's journal takes them together, an object store answers meanwhile."""
+
+SETTLED = 32 * 2**20
+"""Bytes after which the disk is asked to take what is there, so that little is left to wait for at the end of a part.
+It does so by itself, beside the next run; a thread that wrote the same bytes would take a processor from that."""
 
 
-def keep(place: StorePlace, plan: CorpusPlan, part: int, chunks: dict[str, Tensor]) -> None:
-    """Write a part: its chunks, then its entry."""
-    with ThreadPoolExecutor(1, thread_name_prefix="pellucid") as other:  # while the disk takes them
-        digests = other.map(lambda name: hashlib.sha256(raw(chunks[name])).digest(), plan.names)
-        for column in plan.columns:
-            place.put(chunk_key(column.name, part, 1 + len(column.shape)), raw(chunks[column.name]))
-        place.put(chunk_key(LEDGER, part, 3), b"".join(digests))
+class PartWriter:
+    """The chunks of a part while they are filled."""
+
+    def __init__(self, place: StorePlace, plan: CorpusPlan, part: int, threads: ThreadPoolExecutor) -> None:
+        self._place, self._plan, self._part, self._threads = place, plan, part, threads
+        self._chunks: dict[str, BegunChunk] = {}
+        self._settling: Future[None] | None = None
+        self._unsettled = 0
+        try:
+            for column in plan.columns:
+                key, size = chunk_key(column.name, part, 1 + len(column.shape)), plan.part_rows * column.width
+                self._chunks[column.name] = place.begin(key, size * plan.itemsize)
+        except BaseException:
+            self.drop()
+            raise
+
+    def write(self, name: str, pieces: Sequence[tuple[int, Tensor]]) -> None:
+        """Write rows of a checkpoint, as `Write` says; those never written are zero."""
+        dtype = getattr(torch, self._plan.dtype)
+        stored = [(first, rows.detach().to("cpu", dtype).reshape(len(rows), -1)) for first, rows in pieces]
+        self._chunks[name].write([
+            (first * rows.shape[1] * dtype.itemsize, rows.reshape(-1).view(torch.uint8).numpy().data)
+            for first, rows in stored
+        ])  # fmt: skip
+        self._unsettled += sum(rows.nbytes for _, rows in stored)
+        if self._unsettled >= SETTLED and (self._settling is None or self._settling.done()):
+            self._unsettled, self._settling = 0, self._threads.submit(self._settle)
+
+    def _settle(self) -> None:
+        for chunk in self._chunks.values():
+            chunk.settle()
+
+    def finish(self) -> None:
+        """Let the chunks be seen, then the entry."""
+        try:
+            if self._settling is not None:
+                self._settling.result()
+            chunks = self._chunks.values()
+            with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="pellucid") as others:
+                settled = others.map(lambda chunk: chunk.settle(), chunks)  # the disk takes the rest meanwhile
+                digests = [*others.map(lambda chunk: chunk.digest(), chunks)]
+                for _ in (*settled, *others.map(lambda chunk: chunk.finish(), chunks)):
+                    pass
+            self._place.put(chunk_key(LEDGER, self._part, 3), b"".join(digests))
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """Remove what was not finished."""
+        if self._settling is not None:
+            wait([self._settling])
+        for chunk in self._chunks.values():
+            chunk.drop()
 
 
 def entry(place: StorePlace, plan: CorpusPlan, part: int) -> dict[str, bytes] | None:
@@ -177,17 +224,23 @@ def entry(place: StorePlace, plan: CorpusPlan, part: int) -> dict[str, bytes] | 
 
 
 class Keeper:
-    """Writes parts while the next ones are made; at most one waits."""
+    """Makes parts, each of which is finished while the next one is run."""
 
-    def __init__(self, place: StorePlace, plan: CorpusPlan) -> None:
-        self._place, self._plan = place, plan
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pellucid")
+    def __init__(self, place: StorePlace, corpus: Corpus) -> None:
+        self._place, self._corpus = place, corpus
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pellucid")
         self._waiting: Future[None] | None = None
 
-    def put(self, part: int, chunks: dict[str, Tensor]) -> None:
-        """Write a part, once the one before is written."""
-        self._wait()
-        self._waiting = self._thread.submit(keep, self._place, self._plan, part, chunks)
+    def make(self, model: CapturingModel, part: int, advance: Any = None) -> None:
+        """Run a part; it is whole when the next one was run, or at the end."""
+        writer = PartWriter(self._place, self._corpus.plan, part, self._threads)
+        try:
+            self._corpus.make(model, part, writer.write, advance)
+            self._wait()
+        except BaseException:
+            writer.drop()
+            raise
+        self._waiting = self._threads.submit(writer.finish)
 
     def _wait(self) -> None:
         waiting, self._waiting = self._waiting, None
@@ -202,4 +255,4 @@ class Keeper:
             if kind is None:
                 self._wait()
         finally:
-            self._thread.shutdown(wait=True)
+            self._threads.shutdown(wait=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pellucid import atomic
-from pellucid.errors import InputError, WeightsError
+from pellucid.errors import InputError, PellucidError
 from pellucid.extras import need
 from pellucid.weights.manifests import unreadable
 
@@ -23,6 +23,30 @@ Result = TypeVar("Result")
 
 METADATA = "zarr.json"
 """What Zarr reads of the whole; a store has it last of all when it is begun, so with it the store is there."""
+
+
+class BegunChunk(Protocol):
+    """An object while it is filled."""
+
+    def write(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
+        """Write pieces, each from some byte on; what is never written is zero."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until what was written so far is where it stays."""
+        ...
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of what was written."""
+        ...
+
+    def finish(self) -> None:
+        """Let it be seen, whole; `settle` first."""
+        ...
+
+    def drop(self) -> None:
+        """Remove it if it was not finished."""
+        ...
 
 
 class StorePlace(Protocol):
@@ -38,6 +62,10 @@ class StorePlace(Protocol):
 
     def put(self, key: str, data: memoryview | bytes) -> None:
         """Write one object, whole or not at all, durably."""
+        ...
+
+    def begin(self, key: str, size: int) -> BegunChunk:
+        """Begin one object of so many bytes, which nobody sees before it is finished."""
         ...
 
     def get(self, key: str) -> bytes | None:
@@ -117,6 +145,15 @@ MAPPED = 256
 """Chunks that are mapped at the same time when rows are read one by one."""
 
 
+class FolderChunk(atomic.Begun):
+    """A chunk on a disk while it is filled."""
+
+    def failed(self, problem: OSError) -> PellucidError:
+        if problem.errno in FULL:
+            return no_room(f"there is no room left for {self.path}")
+        return super().failed(problem)
+
+
 class Folder:
     """A folder on a disk."""
 
@@ -137,12 +174,16 @@ class Folder:
             raise unreadable(Path(problem.filename or self.path), problem) from problem
 
     def put(self, key: str, data: memoryview | bytes) -> None:
+        chunk = self.begin(key, len(data))
         try:
-            atomic.put(self.path / key, data)
-        except WeightsError as error:
-            if getattr(error.__cause__, "errno", None) in FULL:
-                raise no_room(f"there is no room left for {self.path / key}") from error
-            raise
+            chunk.write([(0, memoryview(data))])
+            chunk.settle()
+            chunk.finish()
+        finally:
+            chunk.drop()
+
+    def begin(self, key: str, size: int) -> FolderChunk:
+        return FolderChunk(self.path / key, size)
 
     def get(self, key: str) -> bytes | None:
         return self.asked(lambda: _there((self.path / key).read_bytes))
@@ -218,7 +259,7 @@ class Folder:
 
 
 class NewFolder(Folder):
-    """A folder that nobody reads before it is whole and takes its place."""
+    """A folder that nobody reads before it is whole and takes its place; then the disk is asked to keep its files."""
 
     def __init__(self, path: Path, place: Path) -> None:
         super().__init__(path)
@@ -227,10 +268,7 @@ class NewFolder(Folder):
     def put(self, key: str, data: memoryview | bytes) -> None:
         try:
             (self.path / key).parent.mkdir(exist_ok=True)
-            with (self.path / key).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            (self.path / key).write_bytes(data)
         except OSError as problem:
             raise atomic.not_writable(self._place, problem.strerror or str(problem)) from problem
 

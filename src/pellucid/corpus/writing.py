@@ -18,7 +18,7 @@ from pellucid.check import require_one_of, require_whole
 from pellucid.corpus.identity import facts_of, require_equal, require_undamaged
 from pellucid.corpus.intake import Intake, Reader, digest_of
 from pellucid.corpus.objects import place_of
-from pellucid.corpus.parts import LEDGER, Corpus, Keeper, keep, packed_plan
+from pellucid.corpus.parts import LEDGER, Corpus, Keeper, packed_plan
 from pellucid.corpus.place import Folder, StorePlace, no_room
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
 from pellucid.corpus.ray_workers import Engine, Workers, library_of
@@ -224,9 +224,10 @@ def estimate(
     offsets = np.cumsum([0, *map(len, intake.first)])
     some = replace(found, rows=int(offsets[-1]), part_rows=int(offsets[-1]))
     sample = Corpus(some, np.concatenate(intake.first), offsets)
-    sample.make(model, 0)  # the first run of a process is slower
+    nowhere = lambda name, pieces: None  # noqa: E731
+    sample.make(model, 0, nowhere)  # the first run of a process is slower
     begun = time.perf_counter()
-    sample.make(model, 0)
+    sample.make(model, 0, nowhere)
     return replace(found, seconds=(time.perf_counter() - begun) / some.rows * found.rows, free=free)
 
 
@@ -239,8 +240,8 @@ def finish(model: CapturingModel, store: Store, engine: Engine, path: Any, *, pr
     plan, place = store.plan, store.place
     there = store.parts
     left = [part for part in range(plan.parts) if part not in there]
-    _require_room(plan, place, len(left))
     place.clean([*plan.names, LEDGER])
+    _require_room(plan, place, len(left))
     place.remove(MARK)  # if the one who put it there was killed
     done = sum(len(plan.rows_of(part)) for part in there)
     words = lambda: f"corpus: interrupted; {place} keeps what is whole; begun again the same way, it goes on from there"  # noqa: E731
@@ -248,9 +249,9 @@ def finish(model: CapturingModel, store: Store, engine: Engine, path: Any, *, pr
     with told(words), same, bar("tokens", plan.rows, wanted=progress) as advance:
         advance(done)
         if engine.kind == "local":
-            with Keeper(place, plan) as keeper:
+            with Keeper(place, store.corpus) as keeper:
                 for part in left:
-                    keeper.put(part, store.corpus.make(model, part, advance))
+                    keeper.make(model, part, advance)
         elif left:
             with closing(_by_workers(model, store, left, engine.workers, path, options)) as parts:
                 for part in parts:
@@ -295,4 +296,5 @@ class PartJob:
     def __call__(self, model: CapturingModel, part: int) -> None:
         """Make a part and write it."""
         assert self._store is not None
-        keep(self._store.place, self._store.plan, part, self._store.corpus.make(model, part))
+        with Keeper(self._store.place, self._store.corpus) as keeper:
+            keeper.make(model, part)
