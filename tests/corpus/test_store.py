@@ -317,17 +317,17 @@ def test_it_is_begun_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_parts")
 def test_it_goes_on_after_kills_at_any_moment(tmp_path: Path) -> None:
-    whole, path = tmp_path / "whole.zarr", tmp_path / "a.zarr"
+    whole, path, about = tmp_path / "whole.zarr", tmp_path / "a.zarr", {"names": "blocks.1.resid_post"}
     begun = time.monotonic()
-    captured(whole)
+    captured(whole, **about)
     took = time.monotonic() - begun
     generator = random.Random(0)
-    for _ in range(8):
-        child = killed.in_a_child(lambda: captured(path))
+    for _ in range(20):
+        child = killed.in_a_child(lambda: captured(path, **about))
         time.sleep(generator.uniform(0, took))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    store = captured(path)
+    store = captured(path, **about)
     assert files(path) == files(whole)
     assert store.verify()
 
