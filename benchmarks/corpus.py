@@ -11,7 +11,6 @@ before each sample the system is told to forget the files, and `dd` reads the sa
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -44,9 +43,21 @@ def batches_of(store: pl.corpus.Store) -> Iterator[list[list[int]]]:
             yield [store.tokens[span.start : span.stop].tolist() for span in batch]
 
 
-def emptied(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+class Places:
+    """A new folder for each sample: removing the one before would be timed, too."""
+
+    def __init__(self, beside: Path) -> None:
+        self._beside = beside
+        self.last: dict[str, Path] = {}  # contender -> where its last sample is
+
+    def new(self, name: str) -> Path:
+        """An empty folder for a contender."""
+        self.last[name] = Path(tempfile.mkdtemp(dir=self._beside))
+        return self.last[name]
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes of a contender's last sample."""
+        return sum(path.stat().st_size for path in self.last[name].rglob("*") if path.is_file())
 
 
 def flushed(folder: Path) -> None:
@@ -57,11 +68,7 @@ def flushed(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def looped(hf: Any, batches: list[Any], folder: Path) -> Callable[[], None]:
+def looped(hf: Any, batches: list[Any], places: Places) -> Callable[[], None]:
     """Hooks, and a file for each batch."""
     import torch
 
@@ -70,7 +77,7 @@ def looped(hf: Any, batches: list[Any], folder: Path) -> Callable[[], None]:
         keep = lambda name: lambda module, given, out: kept.update({name: whole(out)})  # noqa: E731
         blocks = [hf.transformer.h[block] for block in BLOCKS]
         hooks = [block.register_forward_hook(keep(name)) for block, name in zip(blocks, NAMES, strict=True)]
-        emptied(folder)
+        folder = places.new("loop with torch.save")
         for number, (ids, mask) in enumerate(batches):
             with torch.no_grad():
                 hf.transformer(ids, attention_mask=mask)
@@ -82,7 +89,7 @@ def looped(hf: Any, batches: list[Any], folder: Path) -> Callable[[], None]:
     return run
 
 
-def traced(hf: Any, batches: list[Any], folder: Path) -> Callable[[], None]:
+def traced(hf: Any, batches: list[Any], places: Places) -> Callable[[], None]:
     """nnsight, and a safetensors file for each batch."""
     import torch
     from nnsight import NNsight
@@ -91,7 +98,7 @@ def traced(hf: Any, batches: list[Any], folder: Path) -> Callable[[], None]:
     model = NNsight(hf)
 
     def run() -> None:
-        emptied(folder)
+        folder = places.new("nnsight, safetensors")
         for number, (ids, mask) in enumerate(batches):
             with torch.no_grad(), model.trace(ids, attention_mask=mask) as tracer:
                 cache = tracer.cache(modules=[model.transformer.h[block] for block in BLOCKS])
@@ -129,11 +136,10 @@ def writing(report: Report, options: Options, folder: Path) -> None:
     model, texts = pl.from_hf(hf), texts_of(16 if options.quick else 128)
     first = pl.corpus.capture(model, texts, NAMES, folder / "first.zarr", batch_tokens=BATCH_TOKENS)
     rows, work = list(batches_of(first)), f"capture {len(NAMES)} residual checkpoints to disk"
-    batches = [padded(batch) for batch in rows]
+    batches, places = [padded(batch) for batch in rows], Places(folder)
 
     def capture() -> None:
-        shutil.rmtree(folder / "acts.zarr", ignore_errors=True)
-        pl.corpus.capture(model, texts, NAMES, folder / "acts.zarr", batch_tokens=BATCH_TOKENS)
+        pl.corpus.capture(model, texts, NAMES, places.new("pellucid"), batch_tokens=BATCH_TOKENS)
 
     def forward() -> None:
         with torch.no_grad():
@@ -141,9 +147,9 @@ def writing(report: Report, options: Options, folder: Path) -> None:
                 model.run_with_ckpts(batch, names=NAMES[-1:], stop_at=NAMES[-1])
 
     calls: dict[str, Callable[[], None]] = {"pellucid": capture, "plain forward": forward}
-    calls["loop with torch.save"] = looped(hf, batches, folder / "loop")
+    calls["loop with torch.save"] = looped(hf, batches, places)
     try:
-        calls["nnsight, safetensors"] = traced(hf, batches, folder / "nnsight")
+        calls["nnsight, safetensors"] = traced(hf, batches, places)
         calls["nnsight, safetensors"]()
     except Exception as error:  # a peer's own
         calls.pop("nnsight, safetensors", None)
@@ -154,10 +160,10 @@ def writing(report: Report, options: Options, folder: Path) -> None:
     note = "tokens a second as a share of a forward to the same block, which keeps its last value alone"
     aim = Target(0.95, at_least=True)
     report.add(Row(work, shape, speed, aim, against="plain forward", kind="share", note=note), samples)
-    for peer, where in (("loop with torch.save", "loop"), ("nnsight, safetensors", "nnsight")):
+    for peer in ("loop with torch.save", "nnsight, safetensors"):
         if peer in calls:
             report.add(Row(work, shape, samples.ratio("pellucid", peer), against=peer), samples)
-            share = harness.Spread.of([size_of(folder / "acts.zarr") / size_of(folder / where)])
+            share = harness.Spread.of([places.bytes_of("pellucid") / places.bytes_of(peer)])
             report.add(Row("bytes on disk", shape, share, against=peer, kind="memory"))
 
 
@@ -165,7 +171,7 @@ LENGTH, AT_ONCE = 128, 16
 """Tokens of each row that SAELens caches, and rows that run at once."""
 
 
-def cached_by_saelens(hf: Any, rows: list[list[int]], folder: Path) -> Callable[[], None]:
+def cached_by_saelens(hf: Any, rows: list[list[int]], places: Places) -> Callable[[], None]:
     """SAELens' own store of one checkpoint, made by its runner with the very model that the others run."""
     from datasets import Dataset
     from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig, cache_activations_runner
@@ -174,14 +180,14 @@ def cached_by_saelens(hf: Any, rows: list[list[int]], folder: Path) -> Callable[
     place, width = f"transformer.h.{BLOCKS[-1]}", int(hf.config.n_embd)
     cache_activations_runner.load_model = lambda **about: HookedProxyLM(hf, None, hook_names=[place])
     half = max(len(rows) // AT_ONCE // 2, 1) * AT_ONCE * LENGTH  # tokens of a shard
-    about = CacheActivationsRunnerConfig(
-        dataset_path="", model_name="", model_batch_size=AT_ONCE, hook_name=place, d_in=width, shuffle=False,
-        training_tokens=len(rows) * LENGTH, context_size=LENGTH, prepend_bos=False, streaming=False, device="cpu",
-        new_cached_activations_path=str(folder), buffer_size_gb=half * width * 4 / 1e9,
-    )  # fmt: skip
 
     def run() -> None:
-        emptied(folder)
+        folder = places.new("SAELens")
+        about = CacheActivationsRunnerConfig(
+            dataset_path="", model_name="", model_batch_size=AT_ONCE, hook_name=place, d_in=width, shuffle=False,
+            training_tokens=len(rows) * LENGTH, context_size=LENGTH, prepend_bos=False, streaming=False, device="cpu",
+            new_cached_activations_path=str(folder), buffer_size_gb=half * width * 4 / 1e9,
+        )  # fmt: skip
         made = CacheActivationsRunner(about, override_dataset=Dataset.from_dict({"tokens": rows})).run()
         assert len(made) == len(rows)
         flushed(folder)
@@ -194,18 +200,17 @@ def beside_saelens(report: Report, options: Options, folder: Path) -> None:
     import torch
 
     hf, work = reference(options.size), "capture one residual checkpoint to disk"
-    model, name = pl.from_hf(hf), NAMES[-1]
+    model, name, places = pl.from_hf(hf), NAMES[-1], Places(folder)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(
         0, 50257, (2 * AT_ONCE if options.quick else 4 * AT_ONCE, LENGTH), generator=generator
     ).tolist()
 
     def capture() -> None:
-        shutil.rmtree(folder / "one.zarr", ignore_errors=True)
-        pl.corpus.capture(model, rows, name, folder / "one.zarr", batch_tokens=AT_ONCE * LENGTH)
+        pl.corpus.capture(model, rows, name, places.new("pellucid"), batch_tokens=AT_ONCE * LENGTH)
 
     try:
-        cache = cached_by_saelens(hf, rows, folder / "saelens")
+        cache = cached_by_saelens(hf, rows, places)
         cache()
     except Exception as error:  # a peer's own
         report.fail(work, "SAELens", error)
@@ -213,14 +218,14 @@ def beside_saelens(report: Report, options: Options, folder: Path) -> None:
     capture()
     from datasets import load_from_disk
 
-    theirs = torch.tensor(load_from_disk(str(folder / "saelens"))[f"transformer.h.{BLOCKS[-1]}"][:]).flatten(0, 1)
-    ours = torch.from_numpy(pl.corpus.open(folder / "one.zarr")[name][:])
+    theirs = torch.tensor(load_from_disk(str(places.last["SAELens"]))[f"transformer.h.{BLOCKS[-1]}"][:]).flatten(0, 1)
+    ours = torch.from_numpy(pl.corpus.open(places.last["pellucid"])[name][:])
     difference = float((theirs - ours).abs().max() / theirs.abs().max())
     assert difference < 1e-5, f"SAELens' values are {difference:.1e} apart, which is more than rounding"
     samples = harness.compete({"pellucid": capture, "SAELens": cache}, rounds=options.rounds(5, quick=3), at_least=0.0)
     shape = f"{len(rows):,} x {LENGTH}"
     report.add(Row(work, shape, samples.ratio("pellucid", "SAELens"), against="SAELens"), samples)
-    share = harness.Spread.of([size_of(folder / "one.zarr") / size_of(folder / "saelens")])
+    share = harness.Spread.of([places.bytes_of("pellucid") / places.bytes_of("SAELens")])
     report.add(Row("bytes on disk of one checkpoint", shape, share, against="SAELens", kind="memory"))
 
 
