@@ -152,9 +152,12 @@ class Begun:
 
     def digest(self) -> bytes:
         """The SHA-256 of what was written."""
-        with self._said(), self._part.open("rb") as file:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                return hashlib.sha256(mapped).digest()
+        with (
+            self._said(),
+            self._part.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return hashlib.sha256(content).digest()
 
     def finish(self) -> None:
         """Give the file its name; `settle` it first."""

@@ -58,9 +58,7 @@ def test_the_engine_and_its_workers_are_the_librarys(
 
 
 @pytest.mark.long  # a Ray of its own; tests/corpus/test_ray_engine.py starts one for all of its tests
-def test_ray_writes_the_same(
-    cli_json: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_writes_the_same(cli_json: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is started for that, and stopped."""
     ray: Any = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "local")  # other tests may have one at the same time

@@ -175,6 +175,8 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "texts-kind": [
         Case(lambda h: _capture(h, "a text", path="b.zarr"), "into a list", lambda h: _capture(h, path="b.zarr")),
+        Case(lambda h: _capture(h, [5, 6], path="b.zarr"), "a single row goes into a list",
+             lambda h: _capture(h, [[5, 6]], path="b.zarr")),
         Case(lambda h: _capture(h, 3, path="b.zarr"), "pl.corpus.read(path)",
              lambda h: pl.corpus.capture(pl.load(), pl.corpus.read(h.words), NAME, h.folder / "b.zarr")),
     ],

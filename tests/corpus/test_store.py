@@ -423,7 +423,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no text": ({"texts": []}, "no-texts"),
     "a text that is empty": ({"texts": [[1, 2], []]}, "empty-text"),
     "one string": ({"texts": "a text"}, "texts-kind"),
-    "a number": ({"texts": [3.5]}, "ids-dtype"),
+    "a number": ({"texts": [[3.5]]}, "ids-dtype"), "a row that is in no list": ({"texts": [3, 5]}, "texts-kind"),
     "words without a tokenizer": ({"texts": ["a text"]}, "no-tokenizer"),
     "too long": ({"texts": [[1] * 100]}, "too-long"),
     "an id outside": ({"texts": [[10**6]]}, "id-out-of-range"),

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.check import as_number
 from pellucid.corpus.place import chunk_key
 from pellucid.corpus.sink import CapturingModel, fingerprint
 from pellucid.errors import InputError, PellucidError
@@ -185,10 +186,12 @@ def digest_of(texts: Iterable[Any]) -> str:
 def fingerprint_of(text: Any, number: int) -> bytes:
     """The SHA-256 of a text or of its ids."""
     try:
+        if as_number(text) is not None:  # of a row of ids that should be in a list
+            raise TypeError
         return fingerprint(text)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"corpus, text {number}: {type(text).__name__}, expected a text or a row of ids.",
             code="texts-kind",
-            remedy="Give texts as str, or rows of token ids as lists of whole numbers.",
+            remedy="Give texts as str, or rows of token ids as lists of whole numbers; a single row goes into a list.",
         ) from error

@@ -148,7 +148,7 @@ def packed_plan(plan: CorpusPlan, lengths: Sequence[int]) -> CorpusPlan:
 
 
 AT_ONCE = 8
-"""Chunks that are finished at the same time: a disk's journal takes them together, an object store answers meanwhile."""
+"""Chunks that are finished at the same time, which a disk's journal takes together."""
 
 SETTLED = 32 * 2**20
 """Bytes after which the disk is asked to take what is there, so that little is left to wait for at the end of a part.

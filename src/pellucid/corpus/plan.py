@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PART_BYTES = 256 * 2**20
-"""Bytes of a part, all names together. For an object store two of them are in memory, one that is filled and one that is
-put; on a disk the rows of a batch."""
+"""Bytes of a part, all names together. For an object store two of them are in memory, one that is filled and one that
+is put; for a disk the rows of a batch."""
 
 TEXTS_IN_A_PART = 16
 """A part has at least the rows of so many of the longest texts, so that running one twice costs little."""
