@@ -177,7 +177,7 @@ def read_answer(
         hidden = attribute(output, "last_hidden_state")
         hidden = hidden if isinstance(hidden, Tensor) else _chosen(output, (width,))
         return FoundLogits(nn.functional.linear(hidden, head.to(hidden)))
-    found = _chosen(output, (vocabulary, width))
+    found = _chosen(output, (vocabulary, width), rows)
     found = found if found.layout == torch.strided else found.to_dense()
     if not found.is_floating_point():
         kind = "complex numbers" if found.is_complex() else "whole numbers"
@@ -215,12 +215,13 @@ def _in_rows(found: Tensor, rows: tuple[int, int], *, turned: bool) -> tuple[Ten
     raise NoLogitsError(f"an output {list(found.shape)} for ids {[b, p]} is not logits of positions")
 
 
-def _chosen(output: Any, widths: tuple[int, ...]) -> Tensor:
+def _chosen(output: Any, widths: tuple[int, ...], rows: tuple[int, int] = (0, 0)) -> Tensor:
     """The tensor that holds the logits: one of that name, else the first of one of these widths, else the widest."""
-    output = torch.as_tensor(output) if isinstance(output, np.ndarray) else output
+    output = _joined(torch.as_tensor(output) if isinstance(output, np.ndarray) else output, widths, rows)
     if isinstance(output, Tensor):
         return output
     named = output.get(LOGITS) if isinstance(output, Mapping) else attribute(output, LOGITS)
+    named = _joined(named, widths, rows)
     if isinstance(named, Tensor):
         return named
     tensors = [tensor for tensor in _tensors(output, DEEPEST) if tensor.dim() >= 1]
@@ -231,6 +232,19 @@ def _chosen(output: Any, widths: tuple[int, ...]) -> Tensor:
     if not tensors:
         raise NoLogitsError(f"no logits in an output of type {type(output).__name__}")
     return max(tensors, key=lambda tensor: (tensor.is_floating_point(), tensor.dim() in (2, 3), tensor.shape[-1]))
+
+
+def _joined(output: Any, widths: tuple[int, ...], rows: tuple[int, int]) -> Any:
+    """A list of the logits of each batch row [P, V], or of each position [B, V], as one tensor; others as they are."""
+    parts = cast("list[Any]", output) if isinstance(output, (list, tuple)) else []
+    shapes = {part.shape if isinstance(part, Tensor) and part.dim() == 2 else None for part in parts}
+    shape = shapes.pop() if len(shapes) == 1 else None
+    if shape is None or shape[1] not in widths:
+        return output
+    for axis, outer in enumerate([(len(parts), shape[0]), (shape[0], len(parts))]):
+        if outer == rows:
+            return torch.stack(parts, axis)
+    return output
 
 
 def _tensors(output: Any, deep: int) -> Iterator[Tensor]:
