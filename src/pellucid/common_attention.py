@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid.common_mistakes import Change, at_the_head, replaced
 from pellucid.rotary import KeptRotation, Turn
 from pellucid.rotary_rules import RULES, Rule
-from pellucid.suspicions import FILLS, Suspicion
+from pellucid.suspicions import FILLS, Grid, Suspicion
 
 
 def attention(change: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -33,10 +33,6 @@ def scales(width: int) -> Iterator[Change]:
     yield Change("scores scaled by 1/sqrt(d_model) instead of 1/sqrt(d_head)", _scale(lambda attn: width**-0.5))
     yield Change("scores scaled by 1/d_head instead of 1/sqrt(d_head)", _scale(lambda attn: 1 / attn.d_head))
     yield Change("scores multiplied by sqrt(d_head) instead of divided", _scale(lambda attn: attn.d_head**0.5))
-
-
-Grid = Callable[[Tensor, Tensor], Tensor]
-"""Queries [P, 1] and keys [P] -> which keys each query sees [P, P]."""
 
 
 def _explicit(sees: Grid, fill: float = -torch.inf, axis: int = -1) -> Callable[[Any], None]:
@@ -71,10 +67,10 @@ def change_of(suspicion: Suspicion) -> Change:
     """A mistake that what was seen suggests, in a network."""
     if suspicion.logits is not None:
         return Change(suspicion.report, network=at_the_head(suspicion.logits))
-    seen, fill = suspicion.sees, -torch.inf if suspicion.fill is None else suspicion.fill
+    fill = -torch.inf if suspicion.fill is None else suspicion.fill
     scores = 1.0 if suspicion.scores is None else suspicion.scores
     heads = 1.0 if suspicion.heads is None else suspicion.heads[:, None]
-    sees = causal if seen is None else lambda q, k: seen
+    sees = causal if suspicion.sees is None else suspicion.sees
     return Change(suspicion.report, attention(lambda attn: _replace_mixed(attn, sees, fill, -1, scores, heads)))
 
 

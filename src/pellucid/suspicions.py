@@ -21,12 +21,16 @@ FILLS = (0.0, -1.0, -10.0, -12.0, -100.0, -1e3, -1e4, -1e5, -1e6, -1e9)
 """What people set the scores of hidden keys to; those far below the others are no mistake unless scores are as low."""
 
 
+Grid = Callable[[Tensor, Tensor], Tensor]
+"""Queries [P, 1] and keys [P] -> which keys each query sees, [P, P] or [B, 1, P, P]."""
+
+
 @dataclass(frozen=True)
 class Suspicion:
     """A mistake, as what takes the place of a right part; what is None is as it should be."""
 
     report: str  # what a report says of it
-    sees: Tensor | None = None  # which keys each query sees, [Pq, Pk] or [B, 1, Pq, Pk]
+    sees: Grid | None = None  # which keys each query sees
     fill: float | None = None  # what the scores of hidden keys are set to
     scores: Tensor | None = None  # what the scores of each head are multiplied by, [H, 1, 1]
     heads: Tensor | None = None  # what z of each head is multiplied by, [H, 1]
@@ -55,22 +59,22 @@ def _masks(seen: Seen) -> Iterator[Suspicion]:
     given, right = seen.observed, seen.right
     gap = ~((given - right).abs() <= BEYOND_ROUNDING * size_of(right)).flatten(2).all(-1)  # [B, P]
     wrong = gap.any(0).nonzero().flatten().tolist()
-    length, first = gap.size(1), wrong[0] if wrong else 0
-    query, key = torch.arange(length, device=right.device)[:, None], torch.arange(length, device=right.device)
-    masks = {
-        f"attention to the last {first} tokens only": query - key < first,
-        f"attention within blocks of {first} tokens only": query // max(first, 1) == key // max(first, 1),
-        "attention to all but the first token": (key > 0) | (query == 0),
-        f"attention to token {first} and later ones only, from there on": (key >= first) | (query < first),
+    first = wrong[0] if wrong else 0
+    masks: dict[str, Grid] = {
+        f"attention to the last {first} tokens only": lambda q, k: q - k < first,
+        f"attention within blocks of {first} tokens only": lambda q, k: q // first == k // first,
+        "attention to all but the first token": lambda q, k: (k > 0) | (q == 0),
+        f"attention to token {first} and later ones only, from there on": lambda q, k: (k >= first) | (q < first),
     }
     for words, mask in masks.items() if first > 0 else ():
-        yield Suspicion(words, sees=mask & (key <= query))
+        yield Suspicion(words, sees=lambda q, k, mask=mask: mask(q, k) & (k <= q))
     ids = seen.ids.to(right.device)
     for token in _first_tokens(gap.to(ids.device), ids):
         kept = (ids != token)[:, None, None]  # [B, 1, 1, Pk]
-        yield Suspicion(f"token {token} is masked as padding", sees=kept & (key <= query))
-        words = f"token {token} is masked as padding, from others than itself"
-        yield Suspicion(words, sees=(kept | (key == query)) & (key <= query))
+        words = f"token {token} is masked as padding"
+        yield Suspicion(words, sees=lambda q, k, kept=kept: kept & (k <= q))
+        words = f"{words}, from others than itself"
+        yield Suspicion(words, sees=lambda q, k, kept=kept: (kept | (k == q)) & (k <= q))
 
 
 MOST_TOKENS = 4

@@ -218,6 +218,14 @@ def test_attention_to_some_tokens(words: str, blocks: tuple[int, ...], small: pl
     assert "the logits agree too" in found
 
 
+def test_a_cause_that_other_ids_contradict(small: pl.CkptedTransformer) -> None:
+    """On seven tokens, a first one that is not seen from the seventh on is a window of six; on more it is none."""
+    made = with_attention(course(small), seeing(lambda q, k: (k > 0) | (q < 6)))
+    found = cause_of(pl.compare(small, made, IDS))
+    words = "attention to the last 6 tokens only (with this in the reference, these logits agree; on a probe of "
+    assert found.startswith(words), found
+
+
 def test_a_window_that_only_a_probe_shows(small: pl.CkptedTransformer) -> None:
     made = with_attention(course(small), seeing(lambda q, k: q - k < 11))
     assert "attention to the last 11 tokens only" in cause_of(pl.compare(small, made, IDS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -76,7 +77,47 @@ def test_what_changes_nothing_is_a_note(name: str, small: pl.CkptedTransformer) 
     assert report.alignment.complete
 
 
+class Averaged(nn.Module):
+    """Keeps a copy of the model before the one that runs, as averages and what training began with are kept."""
+
+    def __init__(self, model: pl.CkptedTransformer, wrong: str = "") -> None:
+        super().__init__()
+        self.average, self.live = course(model), course(model, wrong)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.live(ids)
+
+
+def test_an_equal_copy_that_never_runs_is_a_note(small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, Averaged(small), IDS)
+    assert report.verdict == "equivalent", report
+    assert "average.token_embedding.weight (without effect on the logits)" in " ".join(report.notes)
+    assert not any("ties" in note for note in report.notes)
+    found = pl.compare(small, Averaged(small, "erf gelu"), IDS).first_divergence
+    assert found is not None
+    assert found.where == "blocks.0.mlp.ckpt_post"
+
+
+def test_what_is_next_to_nothing_is_not_identical(small: pl.CkptedTransformer) -> None:
+    """Rounding hides it, and the outputs were judged with it. A state dict is not run with it."""
+    report = pl.compare(small, with_bias(small, 1e-30), IDS)
+    assert report.verdict == "equivalent", report
+    assert "lm_head.bias (values up to 1e-30, which rounding hides)" in " ".join(report.notes)
+    tensors = pl.to_hf(small).state_dict()
+    assert pl.compare(small, {**tensors, "lm_head.bias": torch.full((53,), 1e-30)}, IDS).verdict == "inconclusive"
+    tiny = copy.deepcopy(small)
+    with torch.no_grad():
+        tiny.blocks[1].mlp.b_out.fill_(-1e-12)
+    made = course(tiny)
+    made.blocks[1].linear2.bias = None
+    report = pl.compare(tiny, made, IDS)
+    assert report.verdict == "equivalent", report
+    assert "missing, which changes nothing (about 0" in " ".join(report.notes)
+
+
 def test_what_changes_something_is_not(small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, with_bias(small, 1e-6), IDS)
+    assert report.verdict == "different"
     report = pl.compare(small, with_bias(small, 0.25), IDS)
     assert "a bias on the head: lm_head.bias" in str(report.first_divergence)
     assert pl.compare(small, Adapted(course(small), 0.01), IDS).verdict == "different"
@@ -151,6 +192,13 @@ def test_the_bias_of_k_cannot_be_shown(small: pl.CkptedTransformer) -> None:
     report = pl.compare(small, without_key_bias(small), IDS)
     assert report.verdict == "equivalent", report
     assert "no text can show blocks.0.attn.b_K" in " ".join(report.notes)
+    other = RIGHTS["split"](small)
+    for layer in other.layers:
+        layer.attention.to_k.bias = nn.Parameter(1.001 * layer.attention.to_k.bias.detach())
+    found = pl.compare(small, other, IDS).first_divergence
+    assert found is not None
+    assert found.where == "blocks.0.attn.b_K"
+    assert "no text can show it: softmax ignores" in found.detail
     wrong = pl.compare(small, without_key_bias(small, value=True), IDS)
     assert wrong.verdict == "different"
     assert "no bias on v (with this in the reference, the logits agree too)" in str(wrong.first_divergence)

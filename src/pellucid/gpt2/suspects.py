@@ -118,8 +118,8 @@ def _heads_of_its_own(weights: PlainWeights, seen: Seen) -> Iterator[Mistake]:
 def _mistake(suspicion: Suspicion) -> Mistake:
     """A mistake that what was seen suggests, in a plain GPT-2."""
     changes: dict[str, Any] = {}
-    if (seen := suspicion.sees) is not None:
-        changes["mask"] = lambda scores: seen
+    if (sees := suspicion.sees) is not None:
+        changes["mask"] = lambda scores: sees(*_grid(scores))
     if suspicion.fill is not None:
         changes["fill"] = suspicion.fill
     if (factors := suspicion.scores) is not None:
@@ -129,6 +129,12 @@ def _mistake(suspicion: Suspicion) -> Mistake:
     if (logits := suspicion.logits) is not None:
         changes["logits"] = lambda x, W: logits(x @ W.T)
     return Mistake(changes, suspicion.report)
+
+
+def _grid(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The places of queries [P, 1] and of keys [P] of scores [B, H, P, P]."""
+    places = torch.arange(scores.size(-1), device=scores.device)
+    return places[:, None], places
 
 
 def _exchanged_heads(weights: PlainWeights, seen: Seen) -> Iterator[Mistake]:

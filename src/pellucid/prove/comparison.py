@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.check import attribute
-from pellucid.families import family_of
-from pellucid.numerics.rounding import windows
+from pellucid.families import Span, family_of
+from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, windows
 from pellucid.prove.about import Reach, distance_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
-from pellucid.prove.causes import CauseSearch, head_of_its_own
+from pellucid.prove.causes import Cause, CauseSearch, head_of_its_own
 from pellucid.prove.copies import quietly, with_their_values, without_units, working_copy
 from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
 from pellucid.prove.ground import AsGiven, DidNotRunError, common_ground, rounded_alike
-from pellucid.prove.influence import Matching, Sensitivity, without_idle
+from pellucid.prove.influence import Matching, Sensitivity, is_next_to_nothing, without_idle
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.probes import Probes, named_ids
@@ -74,7 +75,7 @@ class Comparison:
         self.progress("aligning parameters", 0.0)
         alignment, units, others = self.matching.alignment(), self.matching.units, self.matching.others
         first, added = with_changes(
-            first_changed(alignment, units, others), Sides(units, others, alignment, self.swapped)
+            first_changed(alignment, units, others, self.family.unseen), Sides(units, others, alignment, self.swapped)
         )
         self.notes += [*self.matching.notes, *added.notes]
         self.progress("running both", 0.3)
@@ -128,8 +129,11 @@ class Comparison:
         return made
 
     def _without_idle(self, alignment: Alignment, program: Program) -> Alignment:
+        units, others = self.matching.units, self.matching.others
+        alone = [*map(units.get, alignment.missing), *map(others.get, alignment.unexplained)]
+        self.exact = not any(tensor is not None and is_next_to_nothing(tensor) for tensor in alone)
         batches = [self.ids, self.probes.mixed()]
-        return without_idle(alignment, program, self.matching.others, batches, self.family.unseen)
+        return without_idle(alignment, program, self.matching, batches, self.family.unseen)
 
     def _probes(self) -> Probes:
         """Ids of our own that show more than the caller's, within the positions that both sides have."""
@@ -217,6 +221,7 @@ class Comparison:
         if point == LOGITS and strange:
             return divergence_at(double, point, None), False  # of another shape, which only a missing head gives
         double, point, cause = self._search(alignment).behind(trial.precise, double, point)
+        cause = self._on_other_ids(alignment, trial, cause)
         if point is None:
             if not double.undecided:
                 return None, trial.settled
@@ -228,6 +233,31 @@ class Comparison:
             self.notes.append(f"equal to the bit, but in float64 they differ: {divergence_at(double, point, cause)}")
             return None, True
         return divergence_at(double, point, cause), False
+
+    def _on_other_ids(self, alignment: Alignment, trial: Trial, cause: Cause | None) -> Cause | None:
+        """A cause that a probe does not contradict; if it does, the one that the probe shows, or what is left of it.
+
+        On few ids two mistakes may compute the same: a window as long as the text, and a first token that is hidden.
+        """
+        if cause is None or not cause.complete or cause.suspect is None or trial.ids is not self.ids:
+            return cause
+        ids = self.probes.mixed()
+        ids = ids[:, :-1] if ids.size(1) == self.ids.size(1) else ids  # a mask of the ids given takes no others
+        try:
+            given, made = trial.program.plain(ids, double=True), cause.suspect.run(Span(ids), False)
+        except Exception:  # whatever a foreign forward raises, or a mistake that was made for the ids given
+            return cause
+        error = relative_error(given, made[LOGITS])
+        if error <= BEYOND_ROUNDING or error <= trial.double.limit():
+            return cause
+        with contextlib.suppress(Exception):  # whatever a foreign forward raises when it is watched
+            further = trial.on(ids).finish()
+            search = CauseSearch(self.family, alignment, self.matching.others, [])
+            other = search.behind(further.precise, further.double, further.point or LOGITS)[2]
+            if other is not None and other.complete:
+                return other
+        words = f"with this in the reference, these logits agree; on {probe_words(ids)} more differs"
+        return replace(cause, extent=words, complete=False)
 
     def _probed(self, trial: Trial) -> list[Trial]:
         self.progress("running both on probes", 0.9)

@@ -216,7 +216,8 @@ def _report(
     reference: CkptedTransformer, units: Tensors, others: Tensors, alignment: Alignment, note: str, *, swapped: bool
 ) -> ComparisonReport:
     same = all(units[u].dtype == others[match.name].dtype for match in alignment.matches for u in match.group.units)
-    changed = first_changed(alignment, units, others)
+    unseen = family_of(reference.config).unseen
+    changed = first_changed(alignment, units, others, unseen)
     changed, added = with_changes(changed, Sides(units, others, alignment, swapped))
     rows = rows_of_parameters(alignment, swapped=swapped)
     return ComparisonReport(
@@ -226,7 +227,7 @@ def _report(
         reference.ckpt_names,
         changed,
         alignment,
-        (ALONE, note, *added.notes, *notes_on(alignment, family_of(reference.config).unseen, added.told)),
+        (ALONE, note, *added.notes, *notes_on(alignment, unseen, added.told)),
         distance=distance_of(None, (), relative_changes(rows)),
     )
 

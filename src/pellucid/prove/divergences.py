@@ -22,7 +22,7 @@ from pellucid.prove.causes import Cause
 from pellucid.prove.points import LOGITS, ckpt_of, in_order
 from pellucid.prove.report import Divergence, describe_difference
 from pellucid.prove.runs import Runs
-from pellucid.prove.units import HEAD, HEADS, N_CTX
+from pellucid.prove.units import HEAD, HEADS, N_CTX, kind_of
 from pellucid.schema import Schema
 
 HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -237,8 +237,13 @@ def rows_more(unit: Tensor, table: Tensor, reference: str = "A", other: str = "B
     return f"{which}{common:,} rows are equal to the bit, and {longer} has {more:,} row{'s' * (more != 1)} more"
 
 
-def first_changed(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Divergence | None:
-    """The first parameter that is not equal to the bit; of those that share its tensor, the ones that differ."""
+def first_changed(
+    alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[str, Tensor], unseen: Mapping[str, str]
+) -> Divergence | None:
+    """The first parameter that is not equal to the bit; of those that share its tensor, the ones that differ.
+
+    Of kinds of parameters that no text can show, `unseen` has the reasons.
+    """
     changed = next((match for match in alignment.matches if not match.comparison.bit_equal), None)
     if changed is None:
         return None
@@ -251,7 +256,9 @@ def first_changed(alignment: Alignment, units: Mapping[str, Tensor], others: Map
     head = "" if changed.group.head is None else f"[{changed.group.head}]"
     where = " + ".join(unit + head for unit in differing)
     theirs = "" if changed.name == where else f"{changed.name} "
-    return Divergence(where, "parameter", theirs + describe_difference(changed.comparison))
+    reasons = dict.fromkeys(unseen.get(kind_of(unit), "") for unit in differing)
+    hidden = f"; no text can show it: {'; '.join(reasons)}" if all(reasons) else ""
+    return Divergence(where, "parameter", theirs + describe_difference(changed.comparison) + hidden)
 
 
 def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:
@@ -267,6 +274,8 @@ def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:
         return Divergence(name, _what(name), f"shapes {list(expected.shape)} and {list(given.shape)}", words)
     error = relative_error(given, expected)
     detail = f"its own relative error in float64 is {error:.3g}, which is not rounding"
+    if point != LOGITS and not runs.is_wrong(runs.free, LOGITS):
+        detail += "; the logits agree all the same"
     gap = ~((given - expected).abs() <= BEYOND_ROUNDING * size_of(expected))
     return Divergence(name, _what(name), detail, words, *_places(runs, name, gap))
 

@@ -1,10 +1,10 @@
 """What the tensors of another program change: some provably nothing, others from some size of a change on.
 
-Zeros that are added and ones that are multiplied change nothing if the outputs agree. Any other tensor beside the
-parameters is tried: other values are put into it, and the logits of a run without instruments stay the same to the
-bit, or do not. How small an error would still be seen is found by injecting it: with the comparison of parameters
-switched off, one weight of each kind is changed by a power of ten of itself, on a copy, and the smallest power that the
-checkpoints and the logits reveal is kept.
+Zeros that are added and ones that are multiplied change nothing if the outputs agree, nor does what is so small that
+rounding hides it. Any other tensor beside the parameters is tried: other values are put into it, and the logits of a
+run without instruments stay the same to the bit, or do not. How small an error would still be seen is found by
+injecting it: with the comparison of parameters switched off, one weight of each kind is changed by a power of ten of
+itself, on a copy, and the smallest power that the checkpoints and the logits reveal is kept.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import DOUBLE, Program, WatchedModel
 from pellucid.prove.tensors import compare_tensors, known_buffers
 from pellucid.prove.units import N_CTX, kind_of, unit_axes, units_of
+from pellucid.prove.valueless import read_in
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
 
@@ -36,22 +37,24 @@ ONE_BY_ONE = 32
 
 
 def without_idle(
-    alignment: Alignment,
-    program: Program,
-    others: Mapping[str, Tensor],
-    batches: Sequence[Tensor],
-    unseen: Collection[str],
+    alignment: Alignment, program: Program, matching: Matching, batches: Sequence[Tensor], unseen: Collection[str]
 ) -> Alignment:
-    """An alignment whose unexplained tensors are those that may change something.
+    """An alignment whose unexplained tensors and missing units are those that may change something.
 
     On the batches of ids [B, P] other values of the idle ones leave the logits as they are. `unseen` are parameters of
     a block that no text can show.
     """
+    others = matching.others
     unexplained = [name for name in alignment.unexplained if name in others]  # and can be read
-    found = {name: what for name in unexplained if (what := _constant(others[name]))}
+    judged = matching.tensors is None  # with everything that the other side has in its place
+    found = {name: what for name in unexplained if (what := _constant(others[name], judged=judged))}
     rest = [name for name in unexplained if name not in found]
     found |= dict.fromkeys(_without_effect(rest, program, others, batches), "without effect on the logits")
-    hidden = tuple(unit for unit in alignment.missing if kind_of(unit) in unseen)
+    hidden = tuple(
+        unit
+        for unit in alignment.missing
+        if kind_of(unit) in unseen or (judged and is_next_to_nothing(matching.units[unit]))
+    )
     return replace(
         alignment,
         buffers={**alignment.buffers, **found},
@@ -61,11 +64,26 @@ def without_idle(
     )
 
 
-def _constant(tensor: Tensor) -> str:
+def _constant(tensor: Tensor, *, judged: bool) -> str:
     for value, word in ((0, "zeros"), (1, "ones")):
         if tensor.numel() and bool((tensor == value).all()):
             return f"{word}, which change nothing"
+    if judged and is_next_to_nothing(tensor):
+        return f"values up to {_largest(tensor):.1g}, which rounding hides"
     return ""
+
+
+NEXT_TO_NOTHING = BEYOND_ROUNDING
+"""Values up to which a tensor that one side lacks is no obstacle, as zeros are none: the outputs are judged with it."""
+
+
+def is_next_to_nothing(tensor: Tensor) -> bool:
+    """Whether all values are so small that rounding hides them where they are added, and not all of them are 0."""
+    return tensor.is_floating_point() and tensor.numel() > 0 and 0 < _largest(tensor) <= NEXT_TO_NOTHING
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.double().abs().max())
 
 
 def _without_effect(
@@ -284,7 +302,7 @@ class Matching:
     def _aligned(self) -> Alignment:
         """Which tensor is which parameter; if some are missing, among those that torch does not know of, too."""
         schema = self.reference.schema
-        alignment = align(self.units, self.others, schema, self.buffers)
+        alignment = self._without_unread(align(self.units, self.others, schema, self.buffers))
         if alignment.missing and self.tensors is None and (hidden := self._readable(hidden_in(self.other))):
             more = align(self.units, {**self.others, **hidden}, schema, self.buffers | set(hidden))
             if len(more.missing) < len(alignment.missing):
@@ -293,6 +311,21 @@ class Matching:
                 self.notes.append(f"{len(names)} tensors that torch does not know as parameters were read, "
                                   f"such as {names[0]}")  # fmt: skip
         return replace(alignment, unexplained=(*alignment.unexplained, *self.unread))
+
+    def _without_unread(self, alignment: Alignment) -> Alignment:
+        """An alignment in which a tensor that the program reads comes before an equal one that it does not read.
+
+        A module may keep another model beside the one that runs: an average, or the one that its training began with.
+        """
+        read = read_in(self.other) if self.tensors is None and alignment.unexplained else None
+        if read is None:
+            return alignment
+        idle = [name for name, t in self.others.items() if isinstance(t, nn.Parameter) and name not in read]
+        kept = {name: tensor for name, tensor in self.others.items() if name not in idle}
+        made = align(self.units, kept, self.reference.schema, self.buffers)
+        if not idle or len(made.missing) > len(alignment.missing):
+            return alignment
+        return replace(made, unexplained=(*made.unexplained, *idle))
 
     def _without_rounding(self, alignment: Alignment) -> Alignment:
         matches, said = list(alignment.matches), dict[str, list[str]]()

@@ -13,7 +13,7 @@ from pellucid.errors import InputError, shown
 from pellucid.numerics.dispatch import DispatchMode
 from pellucid.prove.calling import working_call
 from pellucid.prove.copies import eagerly, undisturbed
-from pellucid.prove.held import all_in, filled
+from pellucid.prove.held import all_in, filled, has_memory
 from pellucid.prove.lending import Loan
 
 
@@ -60,27 +60,49 @@ def require_values(side: Tensor | nn.Module | Mapping[str, Tensor]) -> tuple[str
     )
 
 
-class _MetaReader(DispatchMode):
-    """Sees whether anything computes with a tensor on the meta device."""
+class _Reader(DispatchMode):
+    """Sees which memory is read, and whether anything computes with a tensor on the meta device."""
 
-    reads = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+        self.empty = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
-        self.reads |= any(isinstance(one, Tensor) and one.is_meta for one in tree_leaves((args, given)))
+        tensors = [one for one in tree_leaves((args, given)) if isinstance(one, Tensor)]
+        self.empty |= any(tensor.is_meta for tensor in tensors)
+        self.read |= {tensor.untyped_storage().data_ptr() for tensor in tensors if has_memory(tensor)}
         return func(*args, **given)
 
 
 def _runs_without_them(module: nn.Module) -> bool:
     """Whether a module runs on two ids, and nothing in the run reads a tensor on the meta device."""
+    with Loan(module).taken() as lent:
+        reader = _reader_of(lent)
+    return reader is not None and not reader.empty
+
+
+def read_in(module: nn.Module) -> set[str] | None:
+    """The names of the tensors that a run of two ids reads; None if the module does not run so."""
+    with Loan(module).taken() as lent:
+        reader, held = _reader_of(lent), all_in(lent)[0]
+        if reader is None:
+            return None
+        known = {name: tensor for name, tensor in held.items() if has_memory(tensor)}
+        read = {name for name, tensor in known.items() if tensor.untyped_storage().data_ptr() in reader.read}
+    return read | (held.keys() - known.keys())
+
+
+def _reader_of(lent: nn.Module) -> _Reader | None:
+    """What a run of two ids reads; None if the module raises."""
     ids = torch.zeros(1, 2, dtype=torch.long)
-    ids = ids.to(next((parameter.device for parameter in module.parameters() if not parameter.is_meta), ids.device))
-    with Loan(module).taken() as lent, torch.no_grad(), eagerly(), undisturbed(lent):
+    ids = ids.to(next((p.device for p in lent.parameters() if not p.is_meta), ids.device))
+    with torch.no_grad(), eagerly(), undisturbed(lent), _Reader() as reader:
         try:
-            with _MetaReader() as reader:
-                working_call(lent, ids)
+            working_call(lent, ids)
         except Exception:  # whatever a foreign forward raises
-            return False
-    return not reader.reads
+            return None
+    return reader
