@@ -491,12 +491,14 @@ def test_the_content_of_the_cache_is_read_once(
         assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path, offline=offline)), hf)
     assert counted == []
     blob = (hub.locate(REPOSITORY, options(server, tmp_path)) / "model.safetensors").resolve()
+    before = blob.stat()
     blob.write_bytes(blob.read_bytes())
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))  # as tools do that copy what they change
     assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
     assert counted == ["sha256"]
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", support.few_of([408, 429, 503], 408, 503))
 def test_the_hub_is_waited_for_as_long_as_it_asks_but_not_for_ever(
     status: int, server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ _OF_THE_DISK = frozenset({
 
 
 def again(request: Callable[[], T]) -> T:
-    """Ask the hub, and once more if it had an error of its own or too many requests: after as long as it asks for.
+    """Ask the hub, and once more after a timeout, too many requests or an error of its own: when it asks to be asked.
 
     A hub that asks for more than `LONGEST_WAIT` is not waited for.
     """
@@ -58,7 +58,8 @@ def again(request: Callable[[], T]) -> T:
         if not isinstance(answer, errors.HfHubHTTPError):
             raise
         wait = _asked_to_wait(answer) or 1
-        if (answer.response.status_code != 429 and answer.response.status_code < 500) or wait > LONGEST_WAIT:
+        status = answer.response.status_code
+        if (status not in (408, 429) and status < 500) or wait > LONGEST_WAIT:
             raise
     time.sleep(wait)
     with _steady():

@@ -247,7 +247,7 @@ def require_content(path: Path) -> None:
 def _facts(blob: Path) -> str:
     """What changes when a file is written to."""
     facts = blob.stat()
-    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
+    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
 
 
 def _record(blob: Path) -> Path:
