@@ -24,9 +24,6 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # A click waits for two frames, and so does whoever looks at what is drawn.
-    "--disable-frame-rate-limit",
-    "--disable-gpu-vsync",
 ]
 
 
