@@ -105,10 +105,15 @@ class Loan:
     def _lent(self, child: nn.Module, state: dict[str, Any], memo: dict[int, Any], *, double: bool) -> dict[str, Any]:
         """A module's state with everything copied that a run can change."""
         compiled = is_compiled(child)
-        lent = {
-            name: value if type(value) in UNCHANGING or (compiled and name[:1] != "_") else _copied(value, memo)
-            for name, value in state.items()
-        }
+        lent: dict[str, Any] = {}
+        for name, value in state.items():
+            kind = type(value)
+            if kind in UNCHANGING or (compiled and name[:1] != "_"):
+                lent[name] = value
+            elif kind in CONTAINERS and not value:  # most of a module: its hooks of every kind
+                lent[name] = kind()
+            else:
+                lent[name] = _copied(value, memo)
         dtype = torch.float64 if double else self.dtype
         if dtype is not None:
             lent = {name: _in_dtype(value, dtype) for name, value in lent.items()}
@@ -149,8 +154,6 @@ def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """A copy; the value itself if it cannot be copied, such as a lock or an open file."""
-    if type(value) in CONTAINERS and not value:  # most of a module: its hooks of every kind
-        return type(value)()
     if isinstance(value, Tensor) and not value.is_leaf:  # torch refuses to copy these
         return memo.setdefault(id(value), value.detach().clone())
     try:
