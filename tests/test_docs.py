@@ -336,7 +336,7 @@ def test_the_picture_of_the_viewer_can_be_taken_again(tmp_path: Path) -> None:
 # What same_model.md states is measured again
 
 
-MEASURED = ("bundled model", "random, untied head", "random, `reorder_and_upcast_attn`")
+MEASURED = ("bundled model", "random, `reorder_and_upcast_attn`")
 """Models of the page that every run measures again; `make test-all` measures the others, too."""
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 
 from fuzz.campaign import run
 
-FILES = 250
+FILES = 150
 
 
 def test_damaged_files_are_read_or_refused() -> None:

@@ -142,7 +142,7 @@ def rounded(model: Model, dtype: torch.dtype) -> Model:
     return copy.deepcopy(model).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", support.few_of([torch.float16, torch.bfloat16], torch.bfloat16))
 def test_rounding_is_recognised_whatever_the_file_holds(dtype: torch.dtype, model: Model) -> None:
     words = f"rounded to {str(dtype).removeprefix('torch.')}"
     half = rounded(model, dtype)

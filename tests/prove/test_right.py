@@ -18,6 +18,7 @@ import support
 from pellucid.prove.sides import recognised
 
 SMALL = {"vocab_size": 53, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3}
+ONE_BLOCK = {**SMALL, "n_layer": 1}
 IDS = support.some_ids(2, 7, 53)
 FRESH = ("course", "nano", "split", "per head", "einsum", "fused")
 
@@ -41,9 +42,7 @@ def is_right(report: pl.ComparisonReport) -> None:
     assert all(row.fp64 is not None and row.fp64 < 1e-6 for row in report.checkpoints), report
 
 
-@pytest.mark.parametrize(
-    "name", support.few_of(RIGHTS, "course", "split", "per head", "einsum", "fused", "permuted", "stacked")
-)
+@pytest.mark.parametrize("name", support.few_of(RIGHTS, "course", "per head", "fused", "permuted"))
 def test_alignment_converts(name: str, small: pl.CkptedTransformer) -> None:
     """The alignment, kept as JSON, turns another model's weights into the foreign layout."""
     made = RIGHTS[name](small)
@@ -58,7 +57,7 @@ def test_alignment_converts(name: str, small: pl.CkptedTransformer) -> None:
     assert not alignment.check(small, made).bit_equal
 
 
-@pytest.mark.parametrize("name", support.few_of(FRESH, "course", "per head"))
+@pytest.mark.parametrize("name", support.few_of(FRESH, "course"))
 def test_fresh_weights_with_many_equal_values(name: str) -> None:
     """Zero biases and unit gains: which is which cannot be told from the values, and nobody is accused."""
     torch.manual_seed(3)
@@ -177,14 +176,18 @@ def test_edges(small: pl.CkptedTransformer) -> None:
     ),
 )  # fmt: skip
 def test_two_modules_of_which_one_is_recognised(name: str, tied: bool, small: pl.CkptedTransformer) -> None:
-    model = small if tied else support.glass(tie_word_embeddings=False, **SMALL)
+    model = small if tied else support.glass(tie_word_embeddings=False, **ONE_BLOCK)
     first, second = RIGHTS[name](model), RIGHTS["permuted"](model)
     for a, b in ((first, second), (second, first)):
         report = pl.compare(a, b, IDS)
         assert report, report
         assert report.alignment.complete
     if name == "course":
-        report = pl.compare(first, RIGHTS["permuted"](support.glass(seed=4, tie_word_embeddings=tied, **SMALL)), IDS)
+        report = pl.compare(
+            first,
+            RIGHTS["permuted"](support.glass(seed=4, tie_word_embeddings=tied, **(SMALL if tied else ONE_BLOCK))),
+            IDS,
+        )
         assert report.verdict == "different"
 
 
@@ -294,10 +297,11 @@ def test_what_cannot_be_compared_is_never_a_pass(small: pl.CkptedTransformer) ->
     assert any("ValueError: not today" in note for note in report.notes)
 
 
-def test_sensitivity_finds_small_errors(small: pl.CkptedTransformer) -> None:
-    hf = pl.to_hf(small)
+def test_sensitivity_finds_small_errors() -> None:
+    model = support.glass(**ONE_BLOCK)
+    hf = pl.to_hf(model)
     before = {name: tensor.clone() for name, tensor in hf.state_dict().items()}
-    found = pl.compare(small, hf, IDS).sensitivity
+    found = pl.compare(model, hf, IDS).sensitivity
     assert len(found) == 20
     assert all(size is not None and size <= 1e-7 for size in found.values())
     assert all(torch.equal(before[name], tensor) for name, tensor in hf.state_dict().items())
