@@ -101,6 +101,13 @@ SCORES: list[tuple[str, Callable[..., Any], str]] = [
         ).sample(),
         "places among the sorted tokens are taken for ids",
     ),
+    (
+        "top_p",
+        lambda x, p, n=1: Categorical(
+            logits=x.masked_fill((torch.arange(len(x)) >= len(_ids(x, p)))[x.argsort(descending=True)], -torch.inf)
+        ).sample(),
+        "mask is indexed with ids",
+    ),
     ("top_p", lambda x, p, n=1: SOLUTION.sample_top_p(x, p), "min_tokens_to_keep is not used"),
     ("top_p", lambda x, p, n=1: SOLUTION.sample_top_k(x, len(_ids(x, p)) + n - 1), "is added to the nucleus"),
     ("basic", lambda x: torch.manual_seed(0) and SOLUTION.sample_basic(x), "the seed is set inside the function"),
@@ -296,6 +303,13 @@ def test_squeeze_is_blamed_for_what_it_does_and_minlength_is_not() -> None:
     assert "minlength" not in str(result.mistake)
     both = check_frequency_penalty(lambda ids, x, p: x - p * torch.bincount(ids.squeeze()))
     assert "minlength" not in str(both.mistake), "two reasons at once: neither alone is one"
+
+    def of_rewards(ids: Tensor, logits: Tensor, penalty: float) -> Tensor:
+        assert penalty > 0
+        return logits - penalty * torch.bincount(ids, minlength=logits.size(-1))
+
+    result = check_frequency_penalty(of_rewards)
+    assert "your code raised AssertionError" in str(result.mistake), "the penalty is what raises, not the ids"
 
 
 def subtracted(ids: Tensor, logits: Tensor, penalty: float) -> Tensor:

@@ -46,7 +46,7 @@ FILLS = {
 class BeamForm:
     """One form of beam search; the defaults are the course's."""
 
-    adds: str = "logprobs"  # what is added up: "logprobs", "logits", "probabilities"
+    adds: str = "logprobs"  # what is added up, a key of `_candidates`' ways
     last_only: bool = False  # the score is that of the last token alone
     width: int = BEAMS  # how many beams are kept
     per_beam: int | None = None  # how many continuations of each beam are candidates; None for the whole vocabulary
@@ -88,7 +88,8 @@ class BeamForm:
     def _candidates(self, model: nn.Module, beams: Found) -> list[Candidate]:
         """The continuations of all beams, the best first."""
         logits = model(torch.tensor([ids for _, ids in beams]))[:, self.position].double()
-        ways = {"logprobs": logits.log_softmax(-1), "logits": logits, "probabilities": logits.softmax(-1)}
+        ways = {"logprobs": logits.log_softmax(-1), "logits": logits, "probabilities": logits.softmax(-1),
+                "logprobs of probabilities": logits.softmax(-1).log_softmax(-1)}  # fmt: skip
         best = ways[self.adds].topk(min(self.per_beam or logits.size(-1), logits.size(-1)))
         grown = [
             (gain if self.last_only else score + gain, score, ids, token)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.errors import shown
 from pellucid.exercises.beam_forms import (
     BEAMS,
     COURSE,
@@ -73,6 +72,7 @@ EVERY_END = ("every end token counts, however unlikely it is, since the candidat
 WRONG: Mapping[str, Search] = {
     "logits are added up, not log-probabilities": BeamForm(adds="logits").run,
     "probabilities are added up, not log-probabilities": BeamForm(adds="probabilities").run,
+    "softmax is applied before log_softmax": BeamForm(adds="logprobs of probabilities").run,
     "the score is the last token's alone: log-probabilities are not added up": BeamForm(last_only=True).run,
     "each beam is continued only by its own most likely token: this is greedy search": BeamForm(per_beam=1).run,
     "the same text, that of greedy search, is returned num_return_sequences times":
@@ -229,7 +229,7 @@ def _called(fn: Callable[..., Any], model: nn.Module, step: str = STEP) -> Found
     with theirs(step, arguments):
         value = fn(model, torch.tensor(PROMPT), RETURNED, BEAMS, NEW, Vocabulary())
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise WrongAnswerError(f"it returns {shown(value)}, expected a list of (score, ids)", step)
+        raise WrongAnswerError(f"it returns {_kind(value)}, expected a list of (score, ids)", step)
     return [_pair(one, step) for one in value]
 
 
@@ -242,8 +242,10 @@ def _pair(one: Any, step: str) -> tuple[float, list[int]]:
     score, ids = one
     if isinstance(ids, str):
         raise WrongAnswerError(f"it returns a list of {what}: the texts are decoded, expected their ids", step)
-    with theirs(step, f"reading its result, a list of {what}, expected pairs (score, ids)"):
+    try:
         return float(score), [int(i) for i in torch.as_tensor(ids).reshape(-1)]
+    except (TypeError, ValueError, RuntimeError):
+        raise WrongAnswerError(f"it returns a list of {what}, expected pairs (score, ids)", step) from None
 
 
 def _kind(value: Any) -> str:

@@ -95,13 +95,13 @@ def starter(path: str | Path | None = None) -> str:
 
 
 def config_of(reference: Any, activation_function: str = "gelu") -> GPTConfig:
-    """The course's configuration of a model with the sizes of a reference, pellucid's or transformers'.
+    """The course's configuration with the sizes of a reference, a model of pellucid's or transformers' or its config.
 
     Raises:
-        InputError: If it is no model.
+        InputError: If it is neither.
     """
     try:
-        config = reference.config
+        config = getattr(reference, "config", reference)
         return GPTConfig(
             activation_function, config.n_layer, config.n_head, config.vocab_size,
             config.n_embd, config.n_positions, config.resid_pdrop, config.layer_norm_epsilon,

@@ -140,6 +140,10 @@ def _unsorted_logits(x: Tensor, kept_tokens: int) -> Tensor:
     return torch.zeros(x.shape, dtype=torch.float64).index_copy(0, ids, basic(x[:kept_tokens]))
 
 
+def _sorted_mask_by_ids(x: Tensor, kept_tokens: int) -> Tensor:
+    return kept(x, (_ranked(x) < kept_tokens).nonzero().flatten())
+
+
 def _sorted_by_ids(x: Tensor, kept_tokens: int) -> Tensor:
     ids = _ranked(x)[:kept_tokens]
     return torch.zeros(x.shape, dtype=torch.float64).index_copy(0, ids, basic(x.sort(descending=True).values[ids]))
@@ -200,6 +204,8 @@ TOP_P: Mapping[str, Law] = {
             lambda x, count: kept(x, torch.arange(count))),
            ("the kept tokens get the first of the unsorted logits, not their own", _unsorted_logits),
            ("the sorted logits are indexed with ids, where places among the sorted are meant", _sorted_by_ids),
+           ("the sorted tokens' mask is indexed with ids, mask[ids], where mask.scatter(0, ids, mask) puts it at them",
+            _sorted_mask_by_ids),
        )},
     "softmax is applied twice: before the tokens are chosen, and to their probabilities":
         lambda x, p, *_: kept(basic(x), _ranked(x)[: _below(x, p) + 1]),

@@ -197,15 +197,15 @@ def check_frequency_penalty(fn: Callable[..., Any], *, hint: int | None = None) 
 
 def _explain_raised(fn: Callable[..., Any], probes: Sequence[tuple[Tensor, Tensor, float]]) -> None:
     """Name why counting raises, if texts that differ in nothing else do not."""
-    raised = [(ids, logits, error) for ids, logits, p in probes if (error := _raised(fn, ids, logits, p)) is not None]
+    raised = [(*probe, error) for probe in probes if (error := _raised(fn, *probe)) is not None]
     if not raised:
         return
-    said = f"{last_line(raised[0][2])}, given input_ids={raised[0][0].tolist()}"
-    if all(len(ids) == 1 and _raised(fn, ids.repeat(2), logits, 1.0) is None for ids, logits, _ in raised):
+    said = f"{last_line(raised[0][-1])}, given input_ids={raised[0][0].tolist()}"
+    if all(len(ids) == 1 and _raised(fn, ids.repeat(2), logits, p) is None for ids, logits, p, _ in raised):
         words = "a text of one token raises, two of the same token do not: squeeze() takes its only axis away, too"
         raise WrongAnswerError(f"{words}: {said}", "counting tokens", "the counts [vocab]", NAMES)
-    highest = [(torch.cat([ids[:-1], torch.tensor([logits.numel() - 1])]), logits) for ids, logits, _ in raised]
-    if all(_raised(fn, ids, logits, 1.0) is None for ids, logits in highest):
+    highest = [(torch.cat([ids[:-1], torch.tensor([logits.numel() - 1])]), logits, p) for ids, logits, p, _ in raised]
+    if all(_raised(fn, *probe) is None for probe in highest):
         words = "the counts are as long as the largest id of the text, not as the vocabulary (bincount's minlength)"
         raise WrongAnswerError(f"{words}: {said}", "counting tokens", "the counts [vocab]", NAMES)
 
