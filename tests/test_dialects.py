@@ -36,6 +36,7 @@ def _names() -> dict[str, Any]:
         "pl": pl, "torch": torch, "model": model, "tokenizer": model.tokenizer,
         "ckpts": ckpts, "inputs": ids, "ids": ids[0], "text": "one cat sat",
         "token": 5, "tokens": [5, 6], "name": "ckpt_embed", "hook": lambda module, args, out: None,
+        "vector": torch.zeros(256),
     }  # fmt: skip
 
 
@@ -147,7 +148,7 @@ PARTS = {
     "model.blocks[3]": attributes.BLOCK, "model.blocks[1].attn": attributes.ATTENTION,
     "model.blocks[0].mlp": attributes.MLP,
     "model.blocks[2].ln1": attributes.NORM, "model.ln_final": attributes.NORM, "model.pos_embed": attributes.POS_EMBED,
-    "model.unembed": attributes.UNEMBED, "pl": attributes.PACKAGE,
+    "model.unembed": attributes.UNEMBED, "pl": attributes.PACKAGE, "pl.Edit": attributes.EDIT,
 }  # fmt: skip
 """Parts of a model, and the package itself, as they are written -> the words that they answer."""
 
@@ -227,8 +228,9 @@ def test_some_of_what_it_says_is_the_same_number(names: dict[str, Any]) -> None:
         for i in range(4):
             out = results[i].sum(2) + model.blocks[i].attn.b_O
             assert torch.allclose(out, ckpts["attn_out", i], atol=1e-4)
-        lens = eval(CKPTS["logit_attrs"], dict(names))
-        assert torch.allclose(lens[-1], model(names["inputs"])[..., 5], atol=1e-3)
+        for name in ("logit_attrs", "apply_ln_to_stack"):
+            whole = eval(CKPTS[name], dict(names)).sum("component")
+            assert torch.allclose(torch.tensor(whole.values).float(), model(names["inputs"])[..., 5], atol=1e-3)
         assert eval(MODEL["OV"], dict(names)).shape == (4, 4, 256, 256)
 
 
@@ -259,7 +261,7 @@ def test_the_page_and_the_errors_name_the_same_calls() -> None:
     answered = [(owner, name, there) for owner, name, there in rows if name in tables[owner]]
     assert len(answered) >= 14
     for owner, name, there in answered:
-        ours = re.findall(r"(?:model|ckpts|handle)[.[]\w+|torch.einsum", tables[owner][name])
+        ours = re.findall(r"(?:model|ckpts|handle)[.[]\w+|torch.einsum|pl\.attribution\.\w+", tables[owner][name])
         assert any(call in there for call in ours), (name, there)
     theirs = {name for _, name, _ in rows if not hasattr(pl.CkptedTransformer, name)}
     assert theirs <= {*MODEL, *CKPTS}, "every row of the page has an error"

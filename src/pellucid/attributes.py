@@ -169,8 +169,6 @@ ROTARY_MODEL: Mapping[str, str] = {
 }
 """The same of a model with rotary positions, under the names of transformers' modules."""
 
-_FINAL = "model.ln_final(ckpts.stack('resid_post'))"
-
 CKPTS: Mapping[str, str] = {
     "stack_activation": "ckpts.stack('pattern')",
     "accumulated_resid": "ckpts.stack('resid_pre'), and ckpts['resid_post', -1] for the last",
@@ -183,8 +181,8 @@ CKPTS: Mapping[str, str] = {
     "torch.stack([block.attn.W_O for block in model.blocks]))",
     "stack_neuron_results": "ckpts['post', 0][..., None] * model.blocks[0].mlp.W_out",
     "get_neuron_results": "ckpts['post', 0][..., None] * model.blocks[0].mlp.W_out",
-    "logit_attrs": f"model.unembed({_FINAL})[..., token]",
-    "apply_ln_to_stack": _FINAL,
+    "logit_attrs": "pl.attribution.direct(ckpts, token, by='head')",
+    "apply_ln_to_stack": "pl.attribution.direct(ckpts, token)",
     "remove_batch_dim": "ckpts[name][0]",
     "cache_dict": "dict(ckpts)",
     "model": "the model that made them",
@@ -278,8 +276,19 @@ UNEMBED: Mapping[str, str] = {"b_U": MODEL["b_U"], "bias": MODEL["b_U"]}
 
 _HOOKS = "module.register_forward_hook(hook), or edits=[pl.Edit.zero('embed')] of model.run_with_ckpts"
 
+EDIT: Mapping[str, str] = {
+    **dict.fromkeys(("ablate", "knockout", "zero_ablate"), "pl.Edit.zero('blocks.0.attn.ckpt_z', heads=3)"),
+    **dict.fromkeys(("mean", "mean_ablation"), "pl.Edit.mean_ablate('blocks.0.mlp.ckpt_post', neurons=3)"),
+    **dict.fromkeys(("steer", "steering", "noise"), "pl.Edit.add('blocks.0.resid_post', vector)"),
+    **dict.fromkeys(("set", "set_value", "put", "fix"), "pl.Edit.replace('blocks.0.resid_post', vector, pos=-1)"),
+    **dict.fromkeys(("multiply", "mul"), "pl.Edit.scale('blocks.0.attn.ckpt_z', 0.5)"),
+    **dict.fromkeys(("patch_from", "swap", "interchange"), "pl.Edit.patch('blocks.0.resid_post', ckpts, pos=-1)"),
+    **dict.fromkeys(("hook", "fn", "function", "custom"), "pl.Edit.apply('blocks.0.resid_post', hook)"),
+}  # fmt: skip
+"""What other libraries, or people, call an edit -> what it is called here."""
+
 PACKAGE: Mapping[str, str] = {
-    "HookedTransformer": "pl.load()",
+    "HookedTransformer": "pl.load(); pellucid.compat.hooked has a HookedTransformer for code that was written for it",
     "HookedTransformerConfig": "pl.TransformerConfig",
     "ActivationCache": "pl.ActivationCkpts",
     "HookPoint": _HOOKS,

@@ -218,6 +218,7 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: patching.align(h.model, ONE, OTHER, {"end": [1]})),
         Case(lambda h: patching.align(h.model, [[1, 2]], [[3]]), "roles=", lambda h:
              patching.align(h.model, [[1, 2]], [[3]], {"end": -1})),
+        Case(lambda h: _sweep(h, align="words"), "or True", lambda h: _sweep(h, align=True)),
         Case(lambda h: _sweep(h, align=patching.align(h.model, LONG, OTHER, {"end": -1})), "the very texts",
              lambda h: _sweep(h, clean=LONG, align=patching.align(h.model, LONG, OTHER, {"end": -1}))),
     ],

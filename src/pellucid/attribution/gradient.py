@@ -57,7 +57,7 @@ def gradient(
     pos: Index = None,
     heads: Index = None,
     neurons: Index = None,
-    align: Roles | None = None,
+    align: Roles | bool | None = None,
     check: int = 0,
     seed: int = 0,
 ) -> xarray.DataArray:

@@ -51,7 +51,7 @@ def baseline(
     pos: Index = None,
     heads: Index = None,
     neurons: Index = None,
-    align: Roles | None = None,
+    align: Roles | bool | None = None,
 ) -> xarray.DataArray:
     """Measure what changes of no meaning do, which are as large as the patches of a sweep.
 
@@ -156,7 +156,7 @@ def path_baseline(
     seed: int = 0,
     per_text: bool = False,
     direction: Direction = "denoise",
-    align: Roles | None = None,
+    align: Roles | bool | None = None,
 ) -> xarray.DataArray:
     """Measure what senders of no meaning tell the receivers of a path.
 

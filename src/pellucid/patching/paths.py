@@ -49,7 +49,7 @@ def path(
     over: Sequence[str] = (),
     direction: Direction = "denoise",
     per_text: bool = False,
-    align: Roles | None = None,
+    align: Roles | bool | None = None,
     max_bytes: int | None = None,
     progress: bool = False,
 ) -> xarray.DataArray:

@@ -176,6 +176,18 @@ def align(
     return Roles(names, sides[0], sides[1], (_lengths(batches[0]), _lengths(batches[1])))
 
 
+def roles_of(given: object, model: CkptedTransformer, clean: Batch, corrupted: Batch) -> Roles | None:
+    """What `align=` says of these texts."""
+    if given is True:
+        return align(model, clean, corrupted)
+    if given is None or given is False or isinstance(given, Roles):
+        return given or None
+    raise _misfit(
+        f"align={shown(given)}, expected what pl.patching.align returned.",
+        "Give align=pl.patching.align(model, clean, corrupted, roles), or True to pair what both texts share.",
+    )
+
+
 def of_unequal_length(where: str, one: Batch, other: Batch, remedy: str) -> ShapeError:
     """The error that texts of these batches have unequal lengths, with the remedy that fits.
 

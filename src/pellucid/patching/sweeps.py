@@ -21,7 +21,7 @@ from pellucid.interrupts import bar, told
 from pellucid.metrics import Metric, measured, units_of
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import BYTES, Base, Rerun, Sharing
-from pellucid.patching.roles import Roles, of_unequal_length
+from pellucid.patching.roles import Roles, of_unequal_length, roles_of
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.cost import estimate
 from pellucid.run.model import CkptedTransformer
@@ -74,7 +74,7 @@ def estimate_sweep(
     pos: Index = None,
     heads: Index = None,
     neurons: Index = None,
-    align: Roles | None = None,
+    align: Roles | bool | None = None,
     max_bytes: int | None = None,
 ) -> SweepCost:
     """Count the runs, batches and bytes of a sweep; runs nothing. Arguments and errors are those of `sweep`.
@@ -87,7 +87,8 @@ def estimate_sweep(
         20 runs in 1 batch, at most 2,581,125 bytes
     """
     source, base = model.tokenize(clean), model.tokenize(corrupted)
-    cells = Cells(model.schema, names, over, base, source, Region(pos, heads, neurons), align)
+    roles = roles_of(align, model, source, base)
+    cells = Cells(model.schema, names, over, base, source, Region(pos, heads, neurons), roles)
     room = require_room(model, base, source, cells.names, max_bytes)
     trials = [Rerun(cell.puts(dict.fromkeys(cell.names, torch.empty(0)))) for cell in cells]
     sharing = Sharing.of(model, base, metric, room)
@@ -150,7 +151,7 @@ def sweep(
     pos: Index = None,
     heads: Index = None,
     neurons: Index = None,
-    align: Roles | None = None,
+    align: Roles | bool | None = None,
     max_bytes: int | None = None,
     progress: bool = False,
 ) -> xarray.DataArray:
@@ -172,7 +173,8 @@ def sweep(
         per_text: Keep one number for each text, along "batch", instead of the mean over texts.
         direction: "denoise" puts clean values into corrupted runs, "noise" corrupted ones into clean runs.
         pos, heads, neurons: What each patch is limited to, and what the sweep goes over.
-        align: Which positions belong together, from `pellucid.patching.align`; "pos" then goes over its parts.
+        align: Which positions belong together, from `pellucid.patching.align`; "pos" then goes over its parts. True for
+            what `align` finds by itself.
         max_bytes: The memory that may be taken; what the machine has free if None.
         progress: Whether to draw a bar on stderr, if that is a terminal.
 
@@ -282,15 +284,17 @@ class Texts:
 
     @classmethod
     def of(
-        cls, model: CkptedTransformer, clean: Inputs, corrupted: Inputs, direction: Direction, align: Roles | None
-    ) -> Texts:
+        cls, model: CkptedTransformer, clean: Inputs, corrupted: Inputs, direction: Direction,
+        align: Roles | bool | None,
+    ) -> Texts:  # fmt: skip
         """Read what was given."""
         remedy = "Give direction='denoise' to put clean values into corrupted runs, 'noise' for the reverse."
         require_one_of("direction", direction, ("denoise", "noise"), code="sweep-direction", remedy=remedy)
         batches = model.tokenize(clean), model.tokenize(corrupted)
+        roles = roles_of(align, model, *batches)
         if direction == "denoise":
-            return cls(batches[1], batches[0], "corrupted", align)
-        return cls(batches[0], batches[1], "clean", None if align is None else align.turned())
+            return cls(batches[1], batches[0], "corrupted", roles)
+        return cls(batches[0], batches[1], "clean", None if roles is None else roles.turned())
 
     def require_equal_lengths(self, where: str, remedy: str) -> None:
         """Refuse texts whose positions do not belong together one by one."""

@@ -58,7 +58,7 @@ def neuron(
 
     Args:
         ckpts: A run that captured the values of the neurons, `names="blocks.2.mlp.*"` for example.
-        layer: The block.
+        layer: The block; negative ones count from the end.
         number: The neuron, from 0.
         text: The number of the text.
         title: What the figure shows; neuron, layer, model and number of tokens if None.
@@ -104,7 +104,8 @@ def _neuron(ckpts: Any, layer: Any, number: Any, text: Any) -> tuple[Any, dict[s
     """A row for each token, what each column is, in the order of computation, and the model."""
     where = "plot.neuron"
     schema = require_run(where, ckpts).schema
-    block = require_whole(f"{where}: layer", layer, at_most=len(schema.blocks) - 1)
+    count = len(schema.blocks)
+    block = require_whole(f"{where}: layer", layer, at_least=-count, at_most=count - 1) % count
     points = [point for point in schema.blocks[block] if Axis.D_MLP in point.axes]
     row = require_whole(f"{where}: text", text, at_most=len(ckpts.batch) - 1)
     which = require_whole(f"{where}: number", number, at_most=schema.sizes["d_mlp"] - 1)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from pellucid.aliases import Names
+from pellucid.attributes import EDIT, unknown_attribute
 from pellucid.axes import Axis
 from pellucid.dialects import named_arguments
 from pellucid.errors import EditError
@@ -22,8 +24,15 @@ from pellucid.run.changes import Change, Site
 from pellucid.run.region import Index, Region, put, take, warn_of_pads
 
 
+class _Ways(type):
+    """Answers what other libraries call an edit with what it is called here."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise unknown_attribute(f"type object {cls.__name__!r}", name, EDIT)
+
+
 @dataclass(frozen=True, eq=False)
-class Edit:
+class Edit(metaclass=_Ways):
     """A change at the checkpoints that a pattern of names selects; made by one of the class methods.
 
     Every class method takes `pos=`, `heads=`, `neurons=` and `rows=` (an index, a slice or several), which limit the
