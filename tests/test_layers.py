@@ -231,6 +231,26 @@ def test_a_class_s_name_has_one_meaning() -> None:
     assert classes_twice({**of_families, "layout": row})
 
 
+def files_twice(modules: Iterable[str]) -> dict[str, list[str]]:
+    """File names that occur twice, but for a family's own files and the verbs of the command line."""
+    modules = set(modules)
+    families = {module.removesuffix(".family") for module in modules if module.endswith(".family")}
+    found: dict[str, list[str]] = {}
+    for module in sorted(modules):
+        room, _, name = module.rpartition(".")
+        if name != "__main__" and room not in {*families, "cli", "cli.work"}:
+            found.setdefault(name, []).append(module)
+    # what holds modules is a room, not a file
+    rooms = {module.rpartition(".")[0] for module in modules}
+    return {name: held for name, held in found.items() if len(set(held) - rooms) > 1}
+
+
+def test_a_file_s_name_has_one_meaning() -> None:
+    assert files_twice(sources()) == {}
+    assert files_twice({"run.region", "plot.region", "plot"}) == {"region": ["plot.region", "run.region"]}
+    assert files_twice({"gpt2.family", "gpt2.model", "llama.family", "llama.model", "check", "cli.work.check"}) == {}
+
+
 MAY_KNOW_GPT2 = ("gpt2", "exercises")
 """Rooms that may: the family's own, and the course's exercises, which are GPT-2's by nature."""
 

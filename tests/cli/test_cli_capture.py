@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import pellucid as pl
-from pellucid.corpus import intake, parts, ray_workers
+from pellucid.corpus import intake, part_making, ray_workers
 
 WANTED = ("--names", "blocks.3.resid_post", "--names", "blocks.0.mlp.ckpt_post")
 
@@ -90,7 +90,7 @@ def test_it_says_how_large_it_is_before(cli: Any, data: Path, tmp_path: Path) ->
 def test_interrupted(cli: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends with what is left, which stderr shows whether it is a terminal or a pipe."""
     for owner, name, said in (
-        (parts.Corpus, "make", "a.zarr keeps what is whole; begun again the same way, it goes on from there"),
+        (part_making.Corpus, "make", "a.zarr keeps what is whole; begun again the same way, it goes on from there"),
         (intake.Intake, "read", "interrupted while the texts were read; nothing of them is kept"),
     ):
         with monkeypatch.context() as patch:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from noticed import must_be_noticed
-from pellucid.cli.shared import layout, tables
+from pellucid.cli.shared import tables, widths
 from pellucid.cli.shared.screen import _finite
 from pellucid.cli.shared.tables import BAR_WIDTH, NextToken, bar, number, shade
 from pellucid.errors import visible
@@ -83,5 +83,5 @@ def test_brackets_in_names_of_tensors_are_text(cli: Any, tmp_path: Path):
 
 
 def test_cells_that_are_markup_are_noticed() -> None:
-    as_markup = (layout, "printable", lambda cell: Text.from_markup(cell).plain, test_a_table_shows_brackets)
+    as_markup = (widths, "printable", lambda cell: Text.from_markup(cell).plain, test_a_table_shows_brackets)
     must_be_noticed(as_markup)

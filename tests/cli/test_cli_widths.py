@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from noticed import must_be_noticed
 from pellucid.cli import VERBS, app, load_verb
-from pellucid.cli.shared import layout, screen
-from pellucid.cli.shared.layout import Column, Grid, wrapped
+from pellucid.cli.shared import screen, widths
+from pellucid.cli.shared.widths import Column, Grid, wrapped
 
 TEXT = "Once upon a time there was a little cat who lived with her mother."
 COMMANDS = {
@@ -122,7 +122,7 @@ def test_nothing_shown_acts_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
 
 MUTANTS: dict[str, Any] = {
     "rows are cut": (
-        layout.Grid, "lines", lambda self, width: [line[: width or 80] for line in self._aligned(self._widths())],
+        widths.Grid, "lines", lambda self, width: [line[: width or 80] for line in self._aligned(self._widths())],
         lambda patch: test_nothing_is_lost_at_any_width("run", patch),
     ),
     "terminals get what files say": (

@@ -18,7 +18,7 @@ import samples
 import support
 from noticed import must_be_noticed
 from pellucid.attend import Visible
-from pellucid.corpus import parts, plan
+from pellucid.corpus import part_making, plan
 
 LENGTHS = (5, 2, 7, 3, 1, 12, 2, 9, 4, 6)
 
@@ -99,7 +99,7 @@ def test_a_packed_store_is_another_one(tmp_path: Path) -> None:
         assert caught.value.code == "corpus-misfit"
 
 
-_packed = parts.packed
+_packed = part_making.packed
 
 
 def _going_on(*given: Any) -> Any:
@@ -110,7 +110,7 @@ def _going_on(*given: Any) -> Any:
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
     "texts see each other": (Visible, "is_causal", True, test_no_text_sees_another),
     "positions go on": (
-        parts, "packed", _going_on, lambda path: test_a_text_gives_what_it_gives_alone("llama", path)
+        part_making, "packed", _going_on, lambda path: test_a_text_gives_what_it_gives_alone("llama", path)
     ),
     "a NaN stays in the row": (
         torch.Tensor, "isfinite", lambda value: torch.ones(()), test_a_text_that_is_not_finite_is_alone_so

@@ -11,7 +11,7 @@ import pytest
 
 import pellucid as pl
 from noticed import must_be_noticed
-from pellucid.corpus import reading
+from pellucid.corpus import text_files
 
 TEXTS = ["Once upon a time", "Fin.\nÉpilogue", "  spaces  ", "tab\tand \u2028 separator"]
 
@@ -48,7 +48,7 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(folder: Path) -> None
 
 
 def test_a_file_is_not_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(text_files, "ROWS_AT_ONCE", 1)
     for name in ("b.jsonl", "d.parquet"):
         found = pl.corpus.read(folder / name)
         assert next(found) == TEXTS[0]
@@ -92,6 +92,6 @@ def test_a_folder_without_files_and_a_column_of_something_else(tmp_path: Path) -
 
 
 def test_a_mistake_is_noticed(folder: Path) -> None:
-    plain = reading._objects
+    plain = text_files._objects
     once = lambda file, path, field: (text for n, text in enumerate(plain(file, path, field)) if n)  # noqa: E731
-    must_be_noticed((reading, "_objects", once, test_kinds_of_files), folder)
+    must_be_noticed((text_files, "_objects", once, test_kinds_of_files), folder)

@@ -26,7 +26,7 @@ import samples
 import support
 from noticed import must_be_noticed
 from pellucid import atomic
-from pellucid.corpus import identity, intake, objects, parts, place, plan
+from pellucid.corpus import identity, intake, objects, part_making, place, plan
 from pellucid.corpus import store as store_module
 from pellucid.numerics import quickest
 
@@ -206,7 +206,7 @@ def test_a_changed_bit_is_found(tmp_path: Path) -> None:
 def test_other_tokens_than_were_written_are_found(what: str, tmp_path: Path) -> None:
     """Nothing is made of them, and what was made is not taken for right."""
     store, chunk = captured(tmp_path / "a.zarr"), tmp_path / "a.zarr" / what / "c.0"
-    (tmp_path / "a.zarr" / place.chunk_key(parts.LEDGER, 3, 3)).unlink()
+    (tmp_path / "a.zarr" / place.chunk_key(part_making.LEDGER, 3, 3)).unlink()
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"\1")
     before = files(tmp_path / "a.zarr")
     assert store.verify().damaged == [(what, 0)]
@@ -337,7 +337,7 @@ def test_what_is_whole_is_not_made_again(tmp_path: Path) -> None:
     path, model, runs = tmp_path / "a.zarr", shared(), list[Any]()
     store = captured(path)
     before = files(path)
-    (path / place.chunk_key(parts.LEDGER, 3, 3)).unlink()
+    (path / place.chunk_key(part_making.LEDGER, 3, 3)).unlink()
     (path / place.chunk_key("blocks.0.resid_post", 1, 2)).unlink()
     assert not store.is_complete
     assert np.isnan(store["blocks.0.resid_post"][store.plan.rows_of(1).start]).all()
@@ -683,7 +683,7 @@ def test_a_folder_that_cannot_be_read(what: str, tmp_path: Path, monkeypatch: py
 
 def _by_the_entry_alone(plain: Any) -> Any:
     def entry(at: Any, plan: Any, part: int) -> Any:
-        there = at.get(place.chunk_key(parts.LEDGER, part, 3)) is not None
+        there = at.get(place.chunk_key(part_making.LEDGER, part, 3)) is not None
         return dict.fromkeys(plan.names, b"") if there else None
 
     return entry
@@ -695,7 +695,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
         test_rows_are_those_of_runs,
     ),
     "pads are taken for text": (
-        parts.Corpus, "run",
+        part_making.Corpus, "run",
         lambda plain: lambda self, model, batch, names: (
             (span, {name: value.roll(1, 0) for name, value in values.items()})
             for span, values in plain(self, model, batch, names)

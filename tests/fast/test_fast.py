@@ -383,7 +383,7 @@ def never_outdated(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("pellucid.generate.verbs.forget", lambda model: None)
+    patch.setattr("pellucid.generate.generating.forget", lambda model: None)
 
 
 def a_hook_runs() -> None:

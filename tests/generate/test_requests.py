@@ -11,7 +11,7 @@ import torch
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.generate import verbs
+from pellucid.generate import generating
 from pellucid.generate.generation import TextStream
 
 
@@ -84,5 +84,5 @@ def test_what_no_generation_can_do_is_refused(what: str, glass: pl.CkptedTransfo
 
 
 def test_a_sampler_that_nobody_looks_at_is_noticed(glass: pl.CkptedTransformer) -> None:
-    taken = (verbs, "sampler_of", lambda given: given, test_what_no_generation_can_do_is_refused)
+    taken = (generating, "sampler_of", lambda given: given, test_what_no_generation_can_do_is_refused)
     must_be_noticed(taken, "a sampler in words", glass, by=[AttributeError])

@@ -11,7 +11,7 @@ import pytest
 
 import pellucid as pl
 import support
-from pellucid.numerics import memory
+from pellucid.numerics import freed_memory
 
 FAULTS = """
 import resource
@@ -55,7 +55,7 @@ def test_what_a_large_capture_leaves_is_kept():
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
 def test_whoever_told_glibc_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(name, "1")
-    assert memory.keep_freed.__wrapped__() == 0
+    assert freed_memory.keep_freed.__wrapped__() == 0
 
 
 @pytest.mark.parametrize("large", [True, False])

@@ -13,10 +13,10 @@ from pellucid.dialects import named_arguments
 if TYPE_CHECKING:
     from pellucid.corpus.activity import densities as densities
     from pellucid.corpus.activity import examples as examples
-    from pellucid.corpus.reading import read as read
     from pellucid.corpus.simulation import simulate as simulate
     from pellucid.corpus.store import Store as Store
     from pellucid.corpus.store import open as open  # noqa: A004 (the contract's name)
+    from pellucid.corpus.text_files import read as read
     from pellucid.corpus.writing import capture as capture
     from pellucid.corpus.writing import estimate as estimate
 

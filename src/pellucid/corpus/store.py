@@ -18,7 +18,7 @@ from pellucid.corpus.identity import Verification, recomputed
 from pellucid.corpus.intake import DIGESTS, NUMBERS, OFFSETS, TOKENS, Growing
 from pellucid.corpus.loader import ActivationStream, Loader
 from pellucid.corpus.objects import place_of
-from pellucid.corpus.parts import DIGEST_BYTES, LEDGER, Corpus, entry
+from pellucid.corpus.part_making import DIGEST_BYTES, LEDGER, Corpus, entry
 from pellucid.corpus.place import METADATA, StorePlace, chunk_key
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue
 from pellucid.errors import InputError, NotFoundError, UnknownNameError, nearest

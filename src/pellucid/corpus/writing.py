@@ -18,7 +18,7 @@ from pellucid.check import require_one_of, require_whole
 from pellucid.corpus.identity import facts_of, require_equal, require_undamaged
 from pellucid.corpus.intake import Intake, Reader, digest_of
 from pellucid.corpus.objects import place_of
-from pellucid.corpus.parts import LEDGER, Corpus, Keeper, packed_plan
+from pellucid.corpus.part_making import LEDGER, Corpus, Keeper, packed_plan
 from pellucid.corpus.place import Folder, StorePlace, no_room
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
 from pellucid.corpus.ray_workers import Engine, Workers, library_of

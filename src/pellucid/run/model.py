@@ -17,12 +17,12 @@ from pellucid.check import path_of
 from pellucid.dialects import OPENING, SAVING, named_arguments
 from pellucid.errors import InputError
 from pellucid.families import family_of
+from pellucid.generate.generating import GeneratingTransformer
 from pellucid.generate.stepper import chosen_logprobs
-from pellucid.generate.verbs import GeneratingTransformer
 from pellucid.generation_settings import GenerationSettings
 from pellucid.json_config import Config
 from pellucid.network import Run, last_column
-from pellucid.numerics.memory import LITTLE, keep_freed
+from pellucid.numerics.freed_memory import LITTLE, keep_freed
 from pellucid.numerics.products import Execution
 from pellucid.part import Weights, has_native_hooks, state_of, submodules
 from pellucid.run.activations import ActivationCkpts

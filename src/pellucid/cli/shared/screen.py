@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.segment import Segment
 from rich.text import Text
 
-from pellucid.cli.shared.layout import shown_in
+from pellucid.cli.shared.widths import shown_in
 from pellucid.errors import NotFoundError, PellucidError, WeightsError, printable
 
 LOST_OUTPUT = "stdout-not-writable"

@@ -14,9 +14,9 @@ from torch import Tensor
 import pellucid as pl
 from pellucid import atomic
 from pellucid.axes import LETTERS, Axis
-from pellucid.cli.shared.layout import Column, Flow, Grid
 from pellucid.cli.shared.options import Wish
 from pellucid.cli.shared.screen import show
+from pellucid.cli.shared.widths import Column, Flow, Grid
 from pellucid.errors import InputError, visible
 from pellucid.extras import need
 from pellucid.schema import Point

@@ -9,7 +9,6 @@ from rich.text import Text
 
 import pellucid as pl
 from pellucid.attribution.direct import By
-from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import (
     NextToken,
@@ -23,6 +22,7 @@ from pellucid.cli.shared.tables import (
     write_figure,
 )
 from pellucid.cli.shared.texts import position_of, token_of
+from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Attribute
 from pellucid.errors import visible
 from pellucid.extras import need

@@ -16,7 +16,6 @@ from torch import Tensor
 import pellucid as pl
 from pellucid.cli.shared.demo_page import write_page
 from pellucid.cli.shared.failures import Exit
-from pellucid.cli.shared.layout import Beside, Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import (
     NextToken,
@@ -29,6 +28,7 @@ from pellucid.cli.shared.tables import (
     summarize,
     token_list,
 )
+from pellucid.cli.shared.widths import Beside, Column, Grid
 from pellucid.cli.verbs import Demo
 from pellucid.errors import visible
 

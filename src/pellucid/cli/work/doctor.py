@@ -17,9 +17,9 @@ from rich.text import Text
 
 from pellucid._version import __version__
 from pellucid.cli.shared.failures import Exit
-from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import heading
+from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Doctor
 from pellucid.numerics import quickest
 from pellucid.open import BUNDLED

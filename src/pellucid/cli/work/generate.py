@@ -11,9 +11,9 @@ import typer
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json, write
 from pellucid.cli.shared.tables import NextToken, most_probable
+from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Generate
 from pellucid.errors import InputError, visible
 from pellucid.generate.generation import TextStream

@@ -9,10 +9,10 @@ import numpy as np
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import heading, number, panels, require_format, say_written, write_csv, write_figure
 from pellucid.cli.shared.texts import token_of
+from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Heads
 from pellucid.errors import visible
 from pellucid.extras import need

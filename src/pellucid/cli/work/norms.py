@@ -12,7 +12,6 @@ from rich.text import Text
 
 import pellucid as pl
 from pellucid.axes import coordinate
-from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.options import parse_ids
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import (
@@ -26,6 +25,7 @@ from pellucid.cli.shared.tables import (
     write_figure,
 )
 from pellucid.cli.shared.texts import read_texts, tokens_of, windows
+from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Norms
 from pellucid.corpus.sink import Sink, feed
 from pellucid.errors import InputError

@@ -7,9 +7,9 @@ from rich.text import Text
 
 import pellucid as pl
 from pellucid.cli.shared.failures import Exit
-from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import show, show_json, tell
 from pellucid.cli.shared.tables import heading
+from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Reproduce
 
 _STYLES = {"within": "green", "outside": "bold red", "not computed": "yellow"}

@@ -9,7 +9,6 @@ from rich.text import Text
 
 import pellucid as pl
 from pellucid.aliases import selected
-from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import (
     LEGEND,
@@ -23,6 +22,7 @@ from pellucid.cli.shared.tables import (
     summarize,
     token_list,
 )
+from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Run
 from pellucid.errors import visible
 

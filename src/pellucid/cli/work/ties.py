@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pellucid.cli.shared.failures import Exit, remedy_here
-from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json
+from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Ties
 from pellucid.ties import Problem, TieAudit, ties_report
 from pellucid.ties.audit import SHOWN_GROUPS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pellucid.compat.hooked.names import Slice, get_act_name
+from pellucid.compat.hooked.hooked_names import Slice, get_act_name
 from pellucid.compat.hooked.residual_stacks import ResidualStacks
 from pellucid.errors import InputError, UnknownNameError, nearest
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid.check import require_one_of
-from pellucid.compat.hooked.names import Slice
+from pellucid.compat.hooked.hooked_names import Slice
 
 if TYPE_CHECKING:
     from pellucid.compat.hooked.transformer import HookedTransformer

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.check import require_one_of
-from pellucid.compat.hooked.factored import FactoredMatrix, composition_scores
 from pellucid.compat.hooked.hook_tap import HookPoint
+from pellucid.compat.hooked.hooked_factored import FactoredMatrix, composition_scores
 from pellucid.compat.hooked.tokens import Tokens
 from pellucid.errors import ShapeError
 

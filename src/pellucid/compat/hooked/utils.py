@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.compat.hooked.factored import FactoredMatrix, composition_scores
+from pellucid.compat.hooked.hooked_factored import FactoredMatrix, composition_scores
 from pellucid.compat.hooked.hooked_generation import lm_accuracy, lm_cross_entropy_loss, sample_logits
-from pellucid.compat.hooked.names import Slice, get_act_name
+from pellucid.compat.hooked.hooked_names import Slice, get_act_name
 from pellucid.compat.hooked.transformer import HookedTransformer
 from pellucid.numerics.nonlinear import gelu_new
 
