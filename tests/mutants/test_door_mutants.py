@@ -96,7 +96,7 @@ def nothing(*_: Any, **__: Any) -> None:
     return None
 
 
-VERBS, PATHS = ("run.model", "generate.verbs"), ("text.tokenizer", "own_file", "run.model")
+VERBS, PATHS = ("run.model", "generate.generating"), ("text.tokenizer", "own_file", "run.model")
 """Who uses what is broken."""
 
 MUTANTS: dict[str, tuple[Callable[[Patch], Any], Callable[[Path], None]]] = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "capture": "writing", "densities": "activity", "estimate": "writing", "examples": "activity", "open": "store",
-    "read": "reading", "simulate": "simulation", "Store": "store",
+    "read": "text_files", "simulate": "simulation", "Store": "store",
 }  # fmt: skip
 
 __all__ = ["Store", "capture", "densities", "estimate", "examples", "open", "read", "simulate"]
