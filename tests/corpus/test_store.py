@@ -364,15 +364,15 @@ def test_parts_do_not_depend_on_their_order(tmp_path: Path, small_parts: None, m
     """Nor on when the disk is asked to take what is there."""
     store, settled = captured(tmp_path / "a.zarr"), list[str]()
     before, plain = files(tmp_path / "a.zarr"), atomic.Begun.settle
-    for entry in (tmp_path / "a.zarr" / parts.LEDGER).glob("c.*"):
+    for entry in (tmp_path / "a.zarr" / part_making.LEDGER).glob("c.*"):
         entry.unlink()
-    monkeypatch.setattr(parts, "SETTLED", 1)
+    monkeypatch.setattr(part_making, "SETTLED", 1)
     monkeypatch.setattr(atomic.Begun, "settle", lambda self: (settled.append(self.path.parent.name), plain(self)))
     for part in reversed(range(store.plan.parts)):
-        with parts.Keeper(store.place, store.corpus) as keeper:
+        with part_making.Keeper(store.place, store.corpus) as keeper:
             keeper.make(shared(), part)
     assert files(tmp_path / "a.zarr") == before
-    assert settled.count(parts.LEDGER) == store.plan.parts
+    assert settled.count(part_making.LEDGER) == store.plan.parts
     assert settled.count("blocks.1.resid_post") > store.plan.parts
 
 
@@ -516,7 +516,7 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sm
     assert not list(tmp_path.iterdir())
     before = files(captured(path).place.path)
     for part in (1, 2):
-        (path / place.chunk_key(parts.LEDGER, part, 3)).unlink()
+        (path / place.chunk_key(part_making.LEDGER, part, 3)).unlink()
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", little)
         with pytest.raises(pl.InputError, match=r"2 of \d+ parts are left, .* has 1,000 bytes free") as caught:
