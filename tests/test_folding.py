@@ -60,6 +60,15 @@ def test_every_step_leaves_the_log_probabilities(name: str, steps: tuple[str, ..
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_eager_attention_whose_softmax_is_in_float32(family: str) -> None:
+    """Its rows do not sum to one, so values' biases would not fold; the proof attends in float64."""
+    model = samples.glass(family, attention="eager", dtype=torch.float64, attention_bias=True)
+    folded = pl.fold(model)
+    assert folded.prove(TEXTS) < 1e-10
+    assert folded.model.execution.attention == "eager"
+
+
 def test_a_model_in_float32_gets_the_weights_of_float64_rounded(glass: pl.CkptedTransformer) -> None:
     folded = pl.fold(glass)
     exact = pl.fold(support.glass(dtype=torch.float64))

@@ -71,13 +71,13 @@ class Folded:
         Raises:
             NumericsError: If it is more than 1e-10, or weights differ: one of the two models was changed since.
         """
-        again = _folded(self.of, self.steps)
+        again = _folded(self.of, self.steps, "auto")  # rows of a softmax in float32, as eager attention has, miss one
         own = {**self.model.state_dict(), "unembed.b_U": self.b_U}
         expected = {**again.model.state_dict(), "unembed.b_U": again.b_U}
         changed = [name for name, value in own.items() if not torch.equal(value, expected[name].to(value))]
         batch = self.of.tokenize(inputs, mask=mask)
         with torch.no_grad():
-            before = _in_float64(self.of)(batch).log_softmax(-1)
+            before = _in_float64(self.of, "auto")(batch).log_softmax(-1)
             after = (again.model(batch) + again.b_U).log_softmax(-1)
         difference = float((after - before)[batch.mask].abs().max())
         if changed or not difference <= _BOUND:
@@ -135,9 +135,9 @@ def fold(
     return Folded(exact.model.to(model.dtype), exact.b_U.to(model.dtype), exact.steps, model)
 
 
-def _folded(model: CkptedTransformer, steps: tuple[str, ...]) -> Folded:
-    """The same in float64."""
-    changed = _in_float64(model)
+def _folded(model: CkptedTransformer, steps: tuple[str, ...], attention: str | None = None) -> Folded:
+    """The same in float64; it attends as the model does unless told otherwise."""
+    changed = _in_float64(model, attention)
     bias = changed.unembed.W_U.new_zeros(changed.unembed.W_U.size(1))
     with torch.no_grad():
         if "fold_ln" in steps:
@@ -180,12 +180,12 @@ def _refactor(model: CkptedTransformer) -> None:
         o.copy_(values[:, :, None] * right)
 
 
-def _in_float64(model: CkptedTransformer) -> CkptedTransformer:
+def _in_float64(model: CkptedTransformer, attention: str | None) -> CkptedTransformer:
     """A copy in float64, evaluating, with a head of its own and without gradients."""
     config = model.config.replace(tie_word_embeddings=False)
     weights = {name: model.parameter(name).detach().double().clone() for name in config.schema.stored}
     copy = CkptedTransformer(
-        config, weights, tokenizer=model.tokenizer, attention=model.execution.attention,
+        config, weights, tokenizer=model.tokenizer, attention=attention or model.execution.attention,
         numerics="fast" if model.execution.is_fast else "exact", provenance=model.provenance,
     )  # fmt: skip
     return copy.eval().requires_grad_(False)
