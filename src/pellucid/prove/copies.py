@@ -158,6 +158,13 @@ def seed(number: int) -> None:
         torch.cuda.manual_seed_all(number)
 
 
+def cuda_devices(module: nn.Module) -> list[torch.device]:
+    """Where on CUDA a module's parameters are: nowhere, without a look at each, if nobody has begun to use it."""
+    if not torch.cuda.is_initialized():
+        return []
+    return list({parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"})
+
+
 @contextmanager
 def quietly(module: nn.Module, *, double: bool = False, dropout: bool = True) -> Generator[None]:
     """Run without gradients and without moving any random state; with `double`, all arithmetic is float64.
@@ -165,10 +172,9 @@ def quietly(module: nn.Module, *, double: bool = False, dropout: bool = True) ->
     A program that writes `.float()`, `dtype=torch.float32`, the dtype of its own weights or a bare `torch.tensor(0.5)`
     means full precision; in a float64 run that is float64, else the run could not tell rounding from error.
     """
-    devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
     default = torch.get_default_dtype()
     narrow = frozenset({torch.float32, *parameter_dtypes(module)} - {torch.float64}) if double else frozenset()
-    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+    with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(module)):
         seed(0)
         try:
             if double:
@@ -186,9 +192,8 @@ def undisturbed(module: nn.Module, *, double: bool = False) -> Generator[None]:
     With `double`, whose parameters and buffers are expected to be float64, the dtype that operations are asked for is
     changed below Python: a mode in Python would switch off torch's fused paths.
     """
-    devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
     default = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=list(devices)):
+    with torch.random.fork_rng(devices=cuda_devices(module)):
         seed(0)
         try:
             if double:
