@@ -66,6 +66,7 @@ def pytest_collection_finish() -> None:
     """Set aside what stays until the end: statsmodels collects garbage in each call, and would look through it all."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # Python's own 700 objects are few beside what a test makes
     gc.enable()
 
 
