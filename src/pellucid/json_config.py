@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
@@ -118,10 +118,12 @@ class Config:
                 remedy=f"Give a {of} that divides {name}.",
             )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
-        plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
-        return (partial(type(self), **plain), ())
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        type(self).__init__(self, **state)
 
     @property
     def unread(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime as dt
 import io
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -58,6 +60,7 @@ OPENED: dict[str, Callable[[], Dict]] = {
     "an empty matrix in a block": lambda: more(**{"transformer.h.1.attn.history": torch.zeros(0, 3)}),
     "some in half precision": lambda: half_of(hf_dict(HF), "c_fc"),
     "in bfloat16": lambda: {name: tensor.bfloat16() for name, tensor in hf_dict(HF).items()},
+    "the head under an older name": lambda: more(**{"lm_head.decoder.weight": HF.lm_head.weight.detach().clone()}),
     "a mask": lambda: more(**{"transformer.h.0.attn.bias": torch.ones(1, 1, 40, 40).tril()}),
 }
 
@@ -267,8 +270,8 @@ def test_marks_of_editors_before_a_tokenizers_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("beside", "what"),
     [(pathlib.PurePosixPath("/out"), "pathlib.PurePosixPath"), (dt.datetime(2020, 1, 2), "datetime.datetime"),
-     (HF.config, "GPT2Config"), (transformers.IntervalStrategy.NO, "IntervalStrategy")],
-    ids=["path", "time", "configuration", "choice"],
+     (HF.config, "GPT2Config"), (CONFIG, "TransformerConfig"), (transformers.IntervalStrategy.NO, "IntervalStrategy")],
+    ids=["path", "time", "configuration", "our configuration", "choice"],
 )  # fmt: skip
 def test_values_of_a_trainer_beside_the_weights(beside: Any, what: str, tmp_path: Path) -> None:
     torch.save({"state_dict": hf_dict(HF), "hyper_parameters": beside}, tmp_path / "x.ckpt")
@@ -276,9 +279,46 @@ def test_values_of_a_trainer_beside_the_weights(beside: Any, what: str, tmp_path
         pl.load(tmp_path / "x.ckpt", config=CONFIG)
     named = re.search(r"safe_globals\(\[(.*?)\]\)", caught.value.remedy)
     assert named is not None
-    allowed = eval(named[1], {"pathlib": pathlib, "datetime": dt, "transformers": transformers})
+    allowed = eval(named[1], {"pathlib": pathlib, "datetime": dt, "transformers": transformers, "pellucid": pl})
     with torch.serialization.safe_globals([allowed]):
         assert same_logits(follow(caught.value.remedy, path=tmp_path / "x.ckpt"), HF)
+
+
+@pytest.mark.remedy("pickle-unsafe")
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_objects_of_several_classes_beside_the_weights(protocol: int, tmp_path: Path) -> None:
+    """Allowing one class would not be enough; functions of other packages are never recommended."""
+    path = tmp_path / "x.pt"
+    for beside in ([pathlib.PurePosixPath("/out"), argparse.Namespace(lr=1)], pd.Series([1.0])):
+        torch.save({"state_dict": hf_dict(HF), "beside": beside}, path, pickle_protocol=protocol)
+        with pytest.raises(pl.WeightsError, match=r"an object of .* beside the weights") as caught:
+            pl.load(path, config=CONFIG)
+        assert same_logits(follow(caught.value.remedy, path=path), HF)
+    torch.save({"a": argparse.Namespace(), "b": os.path.join, **hf_dict(HF)}, path, pickle_protocol=protocol)
+    with pytest.raises(pl.WeightsError, match=r"would run code.*posixpath\.join") as caught:
+        pl.load(path, config=CONFIG)
+    assert "weights_only" not in caught.value.remedy
+
+
+@pytest.mark.remedy("pickle-unsafe")
+@pytest.mark.parametrize("key", [None, "model"])
+def test_a_pickled_module_is_opened_by_its_remedy_wherever_it_lies(key: str | None, tmp_path: Path) -> None:
+    path, other = tmp_path / "x.pt", tmp_path / "y.pt"
+    torch.save(HF if key is None else {key: HF, "epoch": 1}, path)
+    with pytest.raises(pl.WeightsError, match="a whole pickled module") as caught:
+        pl.load(path, config=CONFIG)
+    call = caught.value.remedy.partition("classes: ")[2].partition(", then")[0]
+    eval(call, {"torch": torch, "path": path, "other": other, "key": key})
+    assert same_logits(pl.load(other, config=CONFIG), HF)
+
+
+def test_megatrons_mappings_are_called_megatrons(tmp_path: Path) -> None:
+    """One of them alone has the names of a GPT-NeoX."""
+    layer = {"layers.0.input_layernorm.weight": torch.ones(12), "layers.0.mlp.dense_h_to_4h.weight": torch.ones(48, 12)}
+    embedding = {"word_embeddings": {"weight": torch.ones(61, 12)}}
+    torch.save({"model": {"language_model": {"embedding": embedding, "encoder": layer}}}, tmp_path / "x.pt")
+    with pytest.raises(pl.WeightsError, match=r"Megatron-LM.*language_model\.embedding"):
+        pl.load(tmp_path / "x.pt", config=CONFIG)
 
 
 @pytest.mark.remedy("pickle-unsafe")
@@ -401,7 +441,10 @@ def test_folders_of_other_tools_are_refused_by_name(case: str, tmp_path: Path) -
     names, said, remedy = FOLDERS[case]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"{}" if name.endswith("config.json") else bytes(60))
+        content = (
+            b"<?xml version='1.0'?>" if name.endswith(".xml") else b"{}" if name.endswith("config.json") else bytes(60)
+        )
+        (tmp_path / name).write_bytes(content)
     for door in (pl.load, pl.audit_ties):
         with pytest.raises(pl.WeightsError, match=said) as caught:
             door(tmp_path)

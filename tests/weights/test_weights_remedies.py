@@ -39,6 +39,7 @@ HF = small_hf(activation_function="gelu")
 """Read by every test here, written by none; nanoGPT's activation."""
 
 WTE = "transformer.wte.weight"
+HEAD = {"head.weight": torch.ones(61, 12)}
 
 
 def opens(given: Any, **more: Any) -> None:
@@ -347,7 +348,12 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: with_config(h, n_layer=3), "trained with", again),
         Case(lambda h: with_tensors(h, lambda t: t.pop(WTE)), "a plain GPT-2", again),
     ],
-    "weights-unexplained": [Case(lambda h: with_config(h, n_layer=1), "{'n_layer': 2}", resized(n_layer=2))],
+    "weights-unexplained": [Case(lambda h: with_config(h, n_layer=1), "{'n_layer': 2}", resized(n_layer=2)),
+        Case(lambda h: with_tensors(h, lambda t: t.update(HEAD), tie_word_embeddings=False),
+             "pl.load({'lm_head.weight' if name == 'head.weight' else name: tensor",
+             lambda h: with_tensors(h, lambda t: t.update({"lm_head.weight": HEAD["head.weight"]}),
+                                    tie_word_embeddings=False)),
+    ],
     "weights-misshapen": [
         Case(lambda h: with_config(h, n_positions=21), "{'n_positions': 20}", resized(n_positions=20))
     ],

@@ -164,12 +164,21 @@ def _check(
     others = {given[n][0]: t for n, t in theirs.items() if n not in expected}
     dropped = {given[name][0]: why for name, why in layout.dropped(config.schema).items() if name in given}
     left_out, unexplained = _beside_weights(others, given, dropped)
+    embedding = theirs.get(next(row.theirs[0] for row in layout.rows if row.ours == EMBED))
+    for name in unexplained if config.tie_word_embeddings else ():
+        if embedding is not None and _is_copy(others[name], embedding):  # the head, under a name of its own
+            left_out[name] = "the embedding once more"
+    unexplained = [name for name in unexplained if name not in left_out]
     present = {given[name][0]: theirs[name] for name in expected if name in theirs}
     refuse_numbers(present, how)
     refuse_empty(present, {given[name][0]: shape for name, shape in expected.items() if name in theirs})
     if missing or unexplained or wrong:
         only_unexplained = not (missing or wrong or prefixes_of(unexplained))
         remedy = _without(unexplained, how, config) if only_unexplained else _sizes_remedy(theirs, config, layout)
+        head = layout.head.theirs[0]
+        if only_unexplained and not config.tie_word_embeddings and head not in theirs:
+            heads = [name for name in unexplained if tuple(others[name].shape) == expected[head]]
+            remedy = _renamed(heads[0], head, how) if len(heads) == len(unexplained) == 1 else remedy
         raise _mismatch(layout, missing, unexplained, wrong, remedy)
     buffers = layout.buffers_of(config.schema)
     exact = {
@@ -240,6 +249,13 @@ def _sizes_remedy(theirs: Mapping[str, Tensor], config: Config, layout: Layout) 
     return (
         "Give the configuration that these weights were trained with (sizes, tie_word_embeddings), or the weights of "
         f"a plain {family_of(config).config.about.family}."
+    )
+
+
+def _renamed(name: str, head: str, how: str) -> str:
+    return (
+        f"If it is the head, call it so: pl.load({{{head!r} if name == {name!r} else name: tensor for name, tensor in "
+        f"tensors.items()}}, config=...), with tensors = {how}."
     )
 
 

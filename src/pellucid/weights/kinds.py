@@ -33,6 +33,7 @@ def _magic(number: int) -> bytes:
 
 
 _FILES = (
+    FileKind("a model of OpenVINO", _EXPORT, name=r"^openvino.*\.(bin|xml)$"),  # whose XML is no page of a hub
     *STAND_INS,
     FileKind("weights of TensorFlow or Keras (HDF5)", _H5, rb"\x89HDF\r\n\x1a\n", r"\.(h5|keras)$"),
     FileKind("weights of Flax (msgpack)", _FLAX, rb"[\x81-\x8f\xde\xdf](..)?[\xa1-\xbf\xd9]", r"\.msgpack$"),
@@ -42,7 +43,6 @@ _FILES = (
     FileKind("a GGML file", _ORIGIN, rb"lmgg|tjgg|fmgg"),
     FileKind("a model of ONNX", _EXPORT, rb"\x08[\x03-\x20]\x12.(pytorch|onnx|tf2onnx|keras|skl2onnx)",
          r"\.onnx([._]data)?$"),
-    FileKind("a model of OpenVINO", _EXPORT, name=r"^openvino.*\.(bin|xml)$"),
     FileKind("a model of Core ML", _EXPORT, name=r"\.ml(model|package)$"),
     FileKind("a model of TensorFlow Lite", _EXPORT, rb"....TFL3", r"\.tflite$"),
     FileKind("weights of PaddlePaddle", _ORIGIN, name=r"\.pd(params|model|iparams)$"),

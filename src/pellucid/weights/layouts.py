@@ -23,7 +23,7 @@ from pellucid.families import FAMILIES, Family, family_of
 from pellucid.json_config import Config
 from pellucid.layout import HEAD, Layout, Place, Shape
 from pellucid.schema import Schema
-from pellucid.weights.leftovers import ADAPTERS, kind_of, listed
+from pellucid.weights.leftovers import ADAPTERS, MEGATRON, kind_of, listed
 from pellucid.weights.pickles import as_tensor
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_\w*mod(?:ule)?|base_layer)\.")
@@ -231,8 +231,8 @@ def find_weights(where: str, content: object) -> Found:
             code="pickle-no-state-dict",
             remedy="Give tensors or NumPy's arrays of numbers by their names, such as model.state_dict()."
             if where == IN_MEMORY
-            else "Save the state dict: torch.save(model.state_dict(), path). Pairs of names and tensors make one: "
-            "pl.load(dict(torch.load(path)), config=...).",
+            else "Save the state dict: torch.save(model.state_dict(), path)."
+            + (_PAIRS if isinstance(content, (list, tuple)) else ""),
         )
     own = {path: tensors for path, tensors in dicts.items() if not _of_training(path)} or dicts
     models = {path: tensors for path, tensors in own.items() if prefixes_of(tensors)}
@@ -240,10 +240,13 @@ def find_weights(where: str, content: object) -> Found:
     if not models and (prefixes_of(joined) or kind_of(joined)):  # a mapping for every module, one within the other
         return Found((), joined)
     if models:
-        _refuse_adapters(where, joined)
+        _refuse_others(where, joined)
         _refuse_several(where, models)
     path, tensors = next(iter(models.items())) if models else max(own.items(), key=lambda item: len(item[1]))
     return Found(path, tensors, tuple(_beside(content, path, tensors)))
+
+
+_PAIRS = " Pairs of names and tensors make one: pl.load(dict(torch.load(path)), config=...)."
 
 
 def _kind(content: object) -> str:
@@ -287,12 +290,14 @@ def _beside(content: object, path: tuple[str, ...], tensors: Mapping[str, Tensor
     yield from (str(key) for key in _entries(content) if key not in tensors)
 
 
-def _refuse_adapters(where: str, joined: Mapping[str, Tensor]) -> None:
-    found = [name for name in joined if len(name) < 1000 and ADAPTERS.has(name)]
-    if found:
-        raise WeightsError(
-            f"{where}: holds {ADAPTERS.what}: {listed(found, 3)}.", code="weights-foreign", remedy=ADAPTERS.remedy
-        )
+def _refuse_others(where: str, joined: Mapping[str, Tensor]) -> None:
+    """Refuse what may lie in several mappings, of which one alone looks like a model of a family."""
+    for kind, pattern in ((ADAPTERS, ADAPTERS.pattern), (MEGATRON, r"language_model\.embedding\.\w+_embeddings\.")):
+        found = [name for name in joined if len(name) < 1000 and re.search(pattern, name)]
+        if found:
+            raise WeightsError(
+                f"{where}: holds {kind.what}: {listed(found, 3)}.", code="weights-foreign", remedy=kind.remedy
+            )
 
 
 def _refuse_several(where: str, models: Mapping[tuple[str, ...], dict[str, Tensor]]) -> None:
@@ -301,10 +306,11 @@ def _refuse_several(where: str, models: Mapping[tuple[str, ...], dict[str, Tenso
         return
     places = ["".join(f"[{key!r}]" for key in path) or "the top" for path in models]
     chosen = next(place for place in places if place != "the top")
+    read = "mapping" if where == IN_MEMORY else "torch.load(path)"
     raise WeightsError(
         f"{where}: holds the weights of {len(models)} models, at {listed(places)}.",
         code="weights-ambiguous",
-        remedy=f"Choose one of them: pl.load(torch.load(path){chosen}, config=...).",
+        remedy=f"Choose one of them: pl.load({read}{chosen}, config=...).",
     )
 
 

@@ -69,6 +69,12 @@ QUANTIZED = Foreign(
     "model = AutoModelForCausalLM.from_pretrained(folder); model.dequantize().save_pretrained(other).",
 )
 
+MEGATRON = Foreign(
+    r"query_key_value|language_model\.(embedding|encoder|transformer)|self_attention\.linear_qkv",
+    "the names of Megatron-LM or GPT-NeoX, whose heads are interleaved",
+    MEGATRON_REMEDY,
+)
+
 KINDS = (
     ADAPTERS,
     QUANTIZED,
@@ -98,11 +104,7 @@ KINDS = (
         r"^(model/)?(h\d+|ln_f)/|^model/w[tp]e$", "the names of OpenAI's TensorFlow release",
         TENSORFLOW_REMEDY,
     ),
-    Foreign(
-        r"query_key_value|language_model\.(embedding|encoder|transformer)|self_attention\.linear_qkv",
-        "the names of Megatron-LM or GPT-NeoX, whose heads are interleaved",
-        MEGATRON_REMEDY,
-    ),
+    MEGATRON,
     Foreign(
         r"\.kernel$|(^|\.)w[tp]e\.embedding$|\.scale$", "Flax's names and order of axes",
         "transformers 4 converts it: GPT2LMHeadModel.from_pretrained(folder, from_flax=True).save_pretrained(other).",

@@ -49,7 +49,13 @@ def read_pickle(path: Path) -> object:
         packed = start[:2] == b"PK"
         file.seek(0)
         compressed = packed and _inflates(path, file)
-        needed = {name for stream in _streams(file, packed) for name in _globals(path, stream)}
+        needed, in_dict = set[str](), False
+        for stream in _streams(file, packed):
+            if packed:
+                start_of = stream.read(12)
+                in_dict = pickle.EMPTY_DICT in (start_of[2:3], start_of[11:12])  # from protocol 4 on behind a frame
+                stream.seek(0)
+            needed |= _globals(path, stream)
         file.seek(-1, io.SEEK_END)
         is_dump = start[:1] == b"\x80" and start != _MAGIC and file.read() == pickle.STOP
     if is_dump:
@@ -73,7 +79,7 @@ def read_pickle(path: Path) -> object:
     except PermissionError as problem:
         raise unreadable(path, problem) from problem
     except pickle.UnpicklingError as problem:
-        raise _refusal(path, str(problem), needed) from problem
+        raise _refusal(path, str(problem), needed, in_dict=in_dict) from problem
     # A damaged archive surfaces as RuntimeError, OSError, EOFError, KeyError, struct.error and more.
     except Exception as problem:
         raise WeightsError(
@@ -214,38 +220,49 @@ _LOWER = ("datetime.datetime", "datetime.date", "datetime.timedelta")
 """Classes of values whose names look like functions'."""
 
 
-def _refusal(path: Path, said: str, needed: set[str]) -> WeightsError:
+def _may_run(name: str, module: str) -> bool:
+    """Whether what a pickle names is a function of another package than the object beside the weights."""
+    package, own = name.partition(".")[0], name.rpartition(".")[2]
+    is_class = own[:1].isupper() or name in _LOWER
+    return package in _RUNS_CODE or not (is_class or package == module.partition(".")[0])
+
+
+_TRUSTED = "pl.load(torch.load(path, weights_only=False), config=...)"
+
+
+def _refusal(path: Path, said: str, needed: set[str], *, in_dict: bool = False) -> WeightsError:
     found = re.search(r"GLOBAL ([\w.]+)", said)
-    culprit = found[1] if found is not None else ""
+    later = "Unsupported operand 149" in said  # FRAME
+    others = {one for one in needed if not _VALUE.fullmatch(one)}
+    culprit = found[1] if found is not None else min(others, default="") if later else ""
     module, _, name = culprit.rpartition(".")
     if any(re.match(r"torch\.nn\.modules\.|transformers\..*\.modeling_|pellucid\.run\.", one) for one in needed):
         return WeightsError(
             f"{path}: a whole pickled module, whose code ({culprit or 'its classes'}) is not run here.",
             code="pickle-unsafe",
             remedy="If you trust the file, and have the classes: torch.save(torch.load(path, weights_only=False)"
-            ".state_dict(), other), then pl.load(other, config=...). Or ask its author for safetensors.",
+            f"{'[key]' if in_dict else ''}.state_dict(), other), then pl.load(other, config=...)"
+            f"{', with the key of the module' if in_dict else ''}. Or ask its author for safetensors.",
         )
-    runs = next((n for n in sorted(needed) if n.partition(".")[0] in _RUNS_CODE and not _VALUE.fullmatch(n)), "")
+    runs = next((one for one in sorted(others) if _may_run(one, module)), "")
     if culprit and (name[:1].isupper() or culprit in _LOWER) and not runs and culprit != "types.SimpleNamespace":
+        within = f"import {module}, then, within torch.serialization.safe_globals([{culprit}]), "
+        call = f"{within}pl.load(torch.load(path), config=...)" if others == {culprit} and not later else _TRUSTED
         return WeightsError(
             f"{path}: a pickle with an object of {culprit} beside the weights, whose code is not run here.",
             code="pickle-unsafe",
-            remedy=f"If you trust the file: import {module}, then, within "
-            f"torch.serialization.safe_globals([{culprit}]), pl.load(torch.load(path), config=...). "
-            "Or ask its author for safetensors.",
+            remedy=f"If you trust the file: {call}. Or ask its author for safetensors.",
         )
-    number, later = re.search(r"a NumPy [\w ']+", said), "Unsupported operand 149" in said  # FRAME
+    number = re.search(r"a NumPy [\w ']+", said)
     value = number[0] if number else culprit
-    are_values = all(map(_VALUE.fullmatch, needed))
-    if are_values and (value or later):
+    if not others and (value or later):
         what = "of protocol 4 or 5" if later else f"with {value} beside the weights"
         return WeightsError(
             f"{path}: a pickle {what}, which is not read.",
             code="pickle-unsafe",
-            remedy="If you trust the file: pl.load(torch.load(path, weights_only=False), config=...). Or ask its "
-            "author for safetensors.",
+            remedy=f"If you trust the file: {_TRUSTED}. Or ask its author for safetensors.",
         )
-    if not are_values:
+    if others:
         culprit = runs or culprit
         what = f"calls {culprit}" if culprit else "calls what a pickle of tensors does not"
         return WeightsError(
