@@ -297,6 +297,7 @@ CARRIED: dict[str, Callable[[Any], Any]] = {
     "strided": lambda hf: setattr(
         hf.transformer.h[0].mlp.c_fc.weight, "data", hf.transformer.h[0].mlp.c_fc.weight.data.t().contiguous().t()
     ),
+    "a padding index": tell("transformer.wte", padding_idx=0),
     "no cache": lambda hf: setattr(hf.config, "use_cache", False),
     "tuples": lambda hf: setattr(hf.config, "return_dict", False),
     "a pad id": lambda hf: setattr(hf.config, "pad_token_id", 1),
@@ -444,7 +445,6 @@ REFUSED: dict[str, Refused] = {
         tell("transformer.h.0.attn", is_causal=False), "hf-differs-from-config", "is_causal"
     ),
     "layer numbers": Refused(tell("transformer.h.1.attn", layer_idx=0), "hf-differs-from-config", "layer_idx is 0"),
-    "padding index": Refused(tell("transformer.wte", padding_idx=0), "hf-differs-from-config", "padding_idx is 0"),
     "largest norm": Refused(tell("transformer.wte", max_norm=1.0), "hf-differs-from-config", "max_norm"),
     "gradients by frequency": Refused(
         tell("transformer.wte", scale_grad_by_freq=True), "hf-differs-from-config", "scale_grad_by_freq"

@@ -77,7 +77,7 @@ def _constants(path: str, module: nn.Module, config: TransformerConfig) -> Mappi
     if isinstance(module, nn.LayerNorm):
         return {"eps": config.layer_norm_epsilon}
     if isinstance(module, nn.Embedding):
-        return {"padding_idx": None, "max_norm": None, "scale_grad_by_freq": False}
+        return living.PLAIN_EMBEDDING
     if not path.endswith(".attn"):
         return {}
     return {
