@@ -149,6 +149,11 @@ REMEDIES: dict[str, list[Case]] = {
             "this model's vocabulary",
             lambda h: _generate(h, sampler=pl.Sampler(suppress_tokens=[99])),
         ),
+        Case(
+            lambda h: _generate(h, stop=[[2, 3]]),
+            "one by one, as [2, 3], and several in a row as their text",
+            lambda h: _generate(h, stop=[2, 3]),
+        ),
     ],
     "positions": [
         Case(

@@ -230,11 +230,13 @@ def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, st
             _refuse_missing(verb, function, [n for n in needed if n not in kwargs and n not in by_place[: len(args)]])
         if model:
             _refuse_no_model(verb, model, args[place] if place < len(args) else kwargs.get(model))
-        if len(args) > places and by_name:
+        if len(args) > places:
             raise UnknownArgumentError(
                 f"{verb}: {len(args) - places} arguments more than it takes without a name.",
                 code="unknown-argument",
-                remedy=f"Give these by name: {', '.join(f'{name}=' for name in by_name)}.",
+                remedy=f"Give these by name: {', '.join(f'{name}=' for name in by_name)}."
+                if by_name
+                else f"It takes {', '.join(known)}.",
             )
         return function(*args, **kwargs)
 

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pellucid.config import read_token_id, read_tokens
+from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Config
 from pellucid.weights.manifests import is_there, read_json
@@ -56,6 +57,7 @@ NEUTRAL = frozenset(
 """Fields that do not change which tokens come, as long as none of those above asks for another way of decoding."""
 
 
+@named_arguments()
 @dataclass(frozen=True)
 class GenerationSettings:
     """The fields of a `generation_config.json`; without the file, those of them that the configuration has.

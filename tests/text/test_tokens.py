@@ -499,7 +499,7 @@ def test_a_token_for_padding_alone_betrays_pads() -> None:
 
 
 @pytest.mark.parametrize(("said", "reason"), [
-    ({"continuing_subword_prefix": "xxx"}, "out of range"),  # a panic of the library's
+    ({"continuing_subword_prefix": "xxx"}, "does not begin with .xxx."),
     ({"vocab": {"a": 0, "b": 1}}, "out of range"),
     ({"vocab": {"a": 0, "b": 1, "ab": 2**31}}, "id 2147483648, expected a whole number below 10,000,000"),
     ({"vocab": {"a": 0, "b": 1, "ab": 2**40}}, "expected u32"),
@@ -672,3 +672,26 @@ def test_a_tokenizer_is_saved_whole_or_refused_by_name(bundled: pl.CkptedTransfo
     with pytest.raises(pl.WeightsError) as caught:
         bundled.tokenizer.save(tmp_path / "file")
     assert caught.value.code == "path-not-writable"
+
+
+PANICS: dict[str, dict[str, Any]] = {
+    "a prefix that no merge has": {"model": {"continuing_subword_prefix": "##"}},
+    "pieces of no characters": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "a replacement of nothing": {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "a"}},
+}
+"""What a `tokenizer.json` holds that makes the library panic."""
+
+
+@pytest.mark.parametrize("case", PANICS)
+def test_what_makes_the_library_panic_is_refused_before(
+    case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A panic is an error of ours, too, but prints a trace first."""
+    stored = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str())
+    changed = {k: {**stored[k], **v} if k == "model" else v for k, v in PANICS[case].items()}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**stored, **changed}))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    for door, path in ((pl.Tokenizer.from_file, tmp_path / "tokenizer.json"), (pl.Tokenizer.from_folder, tmp_path)):
+        with pytest.raises(pl.WeightsError, match="cannot be read"):
+            door(path)
+    assert "panicked" not in capfd.readouterr().err

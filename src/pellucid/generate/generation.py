@@ -100,13 +100,17 @@ def _several(given: object) -> list[Any]:
     return [given] if is_one else list(cast("Iterable[Any]", given))
 
 
+_IN_A_ROW = "Give several ids that end a text one by one, as [2, 3], and several in a row as their text."
+_OWN_IDS = "Give ids of this model's vocabulary; end_ids=() generates without an end."
+
+
 def _require_ids(what: str, ids: Iterable[object], vocabulary: int) -> None:
     for token in ids:
         if (whole := as_whole(token)) is None or not 0 <= whole < vocabulary:
             raise InputError(
                 f"generate: {what} holds {shown(token)}, expected ids from 0 to {vocabulary - 1}.",
                 code="id-out-of-range",
-                remedy="Give ids of this model's vocabulary; end_ids=() generates without an end.",
+                remedy=_IN_A_ROW if isinstance(token, tuple) else _OWN_IDS,
             )
 
 

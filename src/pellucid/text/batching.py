@@ -126,7 +126,8 @@ class Batcher:
             return InputError(
                 f"tokenize: row {row} is text, but this model has no tokenizer.",
                 code="no-tokenizer",
-                remedy="Pass ids, or set model.tokenizer = pl.Tokenizer.from_file('tokenizer.json').",
+                remedy="Pass ids, or set model.tokenizer = pl.Tokenizer.from_file('tokenizer.json'); nanoGPT keeps its "
+                "characters beside its data: pl.Tokenizer.from_characters('data/shakespeare_char/meta.pkl').",
             )
         return InputError(
             f"tokenize: row {row} is text, but {self.other_tokenizer}, which is not read.",

@@ -45,6 +45,7 @@ class _Named(type):
         raise unknown_attribute("type object 'Tokenizer'", name, TOKENIZER_CLASS)
 
 
+@named_arguments()
 class Tokenizer(metaclass=_Named):
     """GPT-2's byte-level BPE (Sennrich et al. 2016; Radford et al. 2019), or another, run by the tokenizers library.
 

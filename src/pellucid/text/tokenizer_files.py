@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pellucid.check import as_whole
 from pellucid.errors import InputError, PellucidError, WeightsError, shown
-from pellucid.weights.manifests import each_once, is_there, read_json, read_text, require_regular
+from pellucid.weights.manifests import each_once, is_there, read_json, read_text, require_regular, require_sound
 from pellucid.weights.pickles import read_plain
 
 
@@ -154,6 +154,7 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | N
             text = read_text(path)
             stored = json.loads(text, object_pairs_hook=each_once)
             wanted = _as_transformers_runs(stored, settings)
+            require_sound(wanted)
             backend = tokenizers.Tokenizer.from_str(text if wanted is stored else json.dumps(wanted))
             _require_ids(path, backend.get_vocab().values())
             padding = backend.padding or {}
@@ -171,7 +172,9 @@ def from_file(path: str | Path) -> tokenizers.Tokenizer:
     """A `tokenizer.json` as it is."""
     require_regular(path)
     with library(path):
-        backend = tokenizers.Tokenizer.from_str(read_text(path))
+        text = read_text(path)
+        require_sound(json.loads(text))
+        backend = tokenizers.Tokenizer.from_str(text)
     _require_ids(path, backend.get_vocab().values())
     return backend
 
