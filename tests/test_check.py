@@ -67,7 +67,8 @@ def test_what_can_be_called_with_so_many_arguments() -> None:
 
 def test_require_whole_says_what_was_given_and_expected() -> None:
     assert require_whole("f: n", np.int32(4), at_least=1, at_most=4) == 4
-    assert (require_whole("f: n", 0), require_whole("f: n", 1, at_least=1)) == (0, 1), "bounds are within"
+    within = require_whole("f: n", 0), require_whole("f: n", 1, at_least=1), require_whole("f: n", 2, at_most=4)
+    assert within == (0, 1, 2)
     with pytest.raises(InputError, match="f: n=5, expected a whole number from 1 to 4") as caught:
         require_whole("f: n", 5, at_least=1, at_most=4)
     assert caught.value.code == "not-a-whole-number"
