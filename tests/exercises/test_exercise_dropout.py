@@ -56,6 +56,8 @@ WRONG: list[tuple[Any, str, tuple[tuple[str, str], ...], str]] = [
      "the block's input is dropped, too"),
     (check_gpt2, "GPT2", (("return torch.einsum(", "return self.dropout(torch.einsum("), (f"{HEAD})", f"{HEAD}))")),
      "the logits are dropped, too"),
+    (check_gpt2, "GPT2", ((HEAD, HEAD.replace("(h)", "(self.dropout(h))")),),
+     "dropout is applied before the final LayerNorm, too"),
     (check_block, "GPT2Block", ((ATTENDED, "x = x + self.dropout(self.attn(self.ln1(x), cache))"),),
      "attention's output is dropped twice"),
     (check_block, "GPT2Block", ((MLP, "return self.dropout(x + self.linear2(hidden))"),),

@@ -141,8 +141,9 @@ class ModuleProbe:
         for tolerance in (EXACT, COARSE) if watch.coarse else (EXACT,):
             mistake = confirmed(mistakes, produce, outputs, tolerance)
             if mistake is None:  # where each mistake shows takes longer to find out than which one it is
-                several = pairs(mistakes, _showing_at(stage, mistakes, produce, tolerance))
-                mistake = confirmed(several, produce, outputs, tolerance)
+                there = _showing_at(stage, mistakes, produce, tolerance)
+                seen = [one for one in there if _is_seen(watch, one, produce, tolerance, wrong)]
+                mistake = confirmed(pairs(mistakes, there, seen), produce, outputs, tolerance)
             if mistake is not None:
                 return self._named(watch, mistake, produce, tolerance, wrong)
         gap = max(apart(o, list(m.values())[-1]) for o, m in zip(outputs, produce(RIGHT), strict=True))
@@ -228,6 +229,13 @@ def _showing_at(stage: str, mistakes: Sequence[Mistake], produce: Produce, toler
     return found
 
 
+def _is_seen(watch: Watch, mistake: Mistake, produce: Produce, tolerance: float, watched: int) -> bool:
+    """Whether something that only this mistake computes was computed; else another may show in the same stage."""
+    right, made = (next(itertools.islice(produce(parts), watched, None)) for parts in (RIGHT, mistake.parts))
+    others = (value for name, value in made.items() if name not in right or apart(value, right[name]) > tolerance)
+    return any(watch.showed(value, tolerance) for value in others)
+
+
 _EMBED = "token_embedding.weight"
 
 
@@ -276,11 +284,14 @@ def first_wrong(made: Iterator[Stages], observed: Sequence[Tensor], tolerance: f
     return next((i for i, gap in enumerate(apart_by) if gap > tolerance), 0)
 
 
-def pairs(mistakes: Sequence[Mistake], one_of: Collection[Mistake] | None = None) -> Iterator[Mistake]:
-    """Two mistakes at once that replace different parts, at least one of which is among some."""
-    chosen = {id(mistake) for mistake in (mistakes if one_of is None else one_of)}
+def pairs(
+    mistakes: Sequence[Mistake], both_of: Collection[Mistake] | None = None, one_of: Collection[Mistake] = ()
+) -> Iterator[Mistake]:
+    """Two mistakes at once that replace different parts: both are among some, or one is among some others."""
+    both, one = ({id(mistake) for mistake in of} for of in (mistakes if both_of is None else both_of, one_of))
     for a, b in itertools.combinations(mistakes, 2):
-        if (id(a) in chosen or id(b) in chosen) and not a.changes.keys() & b.changes.keys():
+        wanted = id(a) in one or id(b) in one or (id(a) in both and id(b) in both)
+        if wanted and not a.changes.keys() & b.changes.keys():
             yield together(a, b)
 
 

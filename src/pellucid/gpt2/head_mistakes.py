@@ -170,6 +170,7 @@ MIXING = (
             OTHER_TENSOR),
     Mistake({"taken": (0, 0, 2)}, "", "the scores are q @ q.T: k is not used", "the scores", OTHER_TENSOR),
     Mistake({"taken": (1, 1, 2)}, "", "the scores are k @ k.T: q is not used", "the scores", OTHER_TENSOR),
+    Mistake({"taken": (0, 2, 2)}, "", "the scores are q @ v.T: k is not used", "the scores", OTHER_TENSOR),
     Mistake({"mix": lambda pattern, heads: pattern.mT @ heads[2]}, "", "the pattern is transposed before it weighs v",
             _SUMMING, OTHER_TENSOR),
 )  # fmt: skip

@@ -262,6 +262,7 @@ def _embeddings(parts: Parts, weights: PlainWeights, ids: Tensor, values: Values
 
 def _finish(parts: Parts, weights: PlainWeights, x: Tensor, values: Values, step: int) -> None:
     values["ln_final<"] = x
+    x = parts.dropped("last", x)
     x = _normalised(parts, weights, parts.norm_before_head, x, recorder(values))
     x = values["read by the head"] = parts.dropped("ln_final", x)
     head = (weights.head if parts.head is None else parts.head)[::step]
