@@ -12,6 +12,7 @@ from loops import METRIC, everywhere, exact, two
 
 import pellucid as pl
 import support
+from pellucid.patching import baselines
 
 REFERENCE = support.ragged_ids(7, 9, 8, seed=90)
 
@@ -190,3 +191,27 @@ def test_the_baseline_moves_as_far_in_other_directions() -> None:
             found.append(float(cosine))
     assert len(found) >= 12
     assert max(map(abs, found)) < 0.9, "another direction"
+
+
+def test_random_changes_are_made_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their directions are not all in memory at once; Control-C while some are drawn keeps what was measured."""
+    model, (clean, corrupted) = exact(), two(1)
+    more: dict[str, Any] = {"over": ("pos",), "metric": METRIC, "draws": 7}
+    whole = pl.patching.baseline(model, clean, corrupted, "resid_pre", **more)
+    drawn, calls = baselines._Random._drawn, 0
+
+    def interrupted(self: Any, puts: Any, random: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return drawn(self, puts, random)
+
+    monkeypatch.setattr(baselines._Random, "_at_once", lambda self, changing: 2)
+    by_two = pl.patching.baseline(model, clean, corrupted, "resid_pre", **more)
+    np.testing.assert_allclose(by_two.values, whole.values, rtol=0, atol=1e-10)
+    monkeypatch.setattr(baselines._Random, "_drawn", interrupted)
+    with pytest.warns(pl.PellucidWarning, match="4 of 7 runs"):
+        kept = pl.patching.baseline(model, clean, corrupted, "resid_pre", **more)
+    np.testing.assert_allclose(kept.values[:4], whole.values[:4], rtol=0, atol=1e-10)
+    assert np.isnan(kept.values[4:]).all()

@@ -223,7 +223,8 @@ class _Random:
         """The metric after each of so many changes."""
         draws = require_whole("draws", draws, at_least=1)
         random = torch.Generator().manual_seed(seed)
-        changing = [puts for puts in self.changes if any(map(self._changes, puts))]
+        with told(UNMEASURED):
+            changing = [puts for puts in self.changes if any(map(self._changes, puts))]
         if not changing:
             kinds = dict.fromkeys(put.name for puts in self.changes for put in puts)
             raise InputError(
@@ -232,11 +233,13 @@ class _Random:
                 remedy="Choose checkpoints or texts in which the two runs differ.",
             )
         chosen = [changing[number] for number in torch.randint(len(changing), (draws,), generator=random).tolist()]
-        drawn = [tuple(self._drawn(puts, random)) for puts in chosen]
         found = np.full((draws, len(self.base.batch)), np.nan)
+        at_once = self._at_once(changing)
         try:
-            for number, value in self._runs(drawn):
-                found[number] = value.numpy()
+            for first in range(0, draws, at_once):
+                drawn = [tuple(self._drawn(puts, random)) for puts in chosen[first : first + at_once]]
+                for number, value in self._runs(drawn):
+                    found[first + number] = value.numpy()
         except KeyboardInterrupt:
             done = int((~np.isnan(found[:, 0])).sum())
             warn(f"interrupted: {done} of {draws} runs were measured, the others are NaN")
@@ -244,6 +247,11 @@ class _Random:
         array = need("xarray", "pellucid.patching").DataArray
         attrs = {**about, "of": self.of, "seed": seed}
         return array(found if per_text else found.mean(-1), dims=dims, name="baseline", attrs=attrs)
+
+    def _at_once(self, changing: Sequence[Sequence[Put]]) -> int:
+        """How many changes are made at a time: each random direction is a value of its own in memory."""
+        each = max(sum(self.base.values[put.name].nbytes for put in puts) for puts in changing)
+        return max(1, self.base.sharing.max_bytes // each)
 
     def _runs(self, drawn: Sequence[tuple[Put, ...]]) -> Iterator[tuple[int, Tensor]]:
         if self.paths is None:
