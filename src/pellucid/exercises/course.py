@@ -6,6 +6,7 @@ have the names that a learner is told, and come in the order in which they are c
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -175,6 +176,12 @@ def shapes_of(layers: Layers) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):  # which fills nothing, and so draws no random numbers
         made = {path: make() for path, make in layers.items()}
     return {f"{path}.{kind}": tuple(p.shape) for path, one in made.items() for kind, p in one.named_parameters()}
+
+
+@functools.cache
+def shapes_at(layers: Callable[[Sizes], Layers], sizes: Sizes) -> Mapping[str, tuple[int, ...]]:
+    """The same of the layers of some sizes; a check asks for those of one size again and again."""
+    return shapes_of(layers(sizes))
 
 
 def orders(*groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

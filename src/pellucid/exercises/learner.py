@@ -18,7 +18,7 @@ from pellucid.exercises.course import (
     Parameters,
     Produce,
     Stages,
-    shapes_of,
+    shapes_at,
     training,
 )
 from pellucid.exercises.names import Built, Naming, copied, in_float64
@@ -62,7 +62,7 @@ class ModuleProbe:
                 return apart(output, list(self.stages(x, named, sizes, RIGHT).values())[-1]) <= COARSE
             return False
 
-        built = Built(self.name, module, shapes_of(self.layers(sizes)), right)
+        built = Built(self.name, module, shapes_at(self.layers, sizes), right)
         built.require_parameters()
         built.require_apart()
         return built

@@ -49,13 +49,18 @@ def working_copy(module: M, dtype: torch.dtype | None = None) -> M:
         for value in vars(child).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # torch refuses to copy these
                 memo[id(value)] = value.detach()
+    made = deep_copy(module, memo)
+    return (made if dtype is None else made.to(dtype)).eval()
+
+
+def deep_copy(module: M, memo: dict[int, Any]) -> M:
+    """`copy.deepcopy`, but several times as fast for what most modules are."""
     children = list(module.modules())
     if all(map(_is_plain, children)):
         memo |= {id(child): type(child).__new__(type(child)) for child in children}
         for child in children:
             vars(memo[id(child)]).update({name: copied(value, memo) for name, value in vars(child).items()})
-    made = copy.deepcopy(module, memo)
-    return (made if dtype is None else made.to(dtype)).eval()
+    return copy.deepcopy(module, memo)
 
 
 def _is_plain(module: nn.Module) -> bool:
