@@ -77,7 +77,7 @@ def test_a_transformers_model_is_a_reference_like_any_other(glass: pl.CkptedTran
     assert config_of(theirs) == config_of(glass)
     with pytest.raises(pl.NotFoundError, match="GPT2LMHeadModel given, expected a path") as caught:
         pl.load(theirs)  # type: ignore[arg-type]
-    assert "pellucid.from_hf" in caught.value.remedy
+    assert "pl.from_hf" in caught.value.remedy
     assert len(str(caught.value)) < 300
     model = variant(TANH).GPT2(config_of(theirs)).eval()
     shown = repr(load_into(model, theirs))
