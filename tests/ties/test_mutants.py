@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from pellucid.numerics.rounding import same_numbers
 from pellucid.ties import audit, audit_ties, output_head, predict, standins, stored
 from pellucid.ties.predict import AfterReload
-from pellucid.weights.importing import same_numbers
 from ties import cases, test_audit, test_checkpoints
 
 Mutate = Callable[[pytest.MonkeyPatch], None]

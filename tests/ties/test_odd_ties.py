@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import nn
 
+from pellucid.numerics.rounding import same_numbers
 from pellucid.ties import audit_ties
-from pellucid.weights.importing import same_numbers
 from ties import cases
 
 VOCAB, WIDTH = cases.VOCAB, cases.WIDTH

@@ -17,6 +17,7 @@ from pellucid.corpus.plan import CorpusPlan
 from pellucid.corpus.ray_workers import machine_of
 from pellucid.corpus.sink import CapturingModel
 from pellucid.errors import InputError, PellucidError
+from pellucid.numerics.rounding import bits
 from pellucid.open import load
 from pellucid.run.origin import execution_of, weights_fingerprint
 from pellucid.weights.hub import BUNDLED, BUNDLED_NAME
@@ -174,7 +175,7 @@ def recomputed(store: Store, rows: Any, model: Any, seed: Any) -> Verification:
                 wanted = mine[(mine >= max(span.start, first)) & (mine < span.stop)]
                 for name, value in values.items() if len(wanted) else ():
                     stored = chunks[name][wanted - first]
-                    equal = _same_bits(value[wanted - span.start].to(stored), stored)
+                    equal = (bits(value[wanted - span.start].to(stored)) == bits(stored)).flatten(1).all(1)
                     found.unequal.extend((name, int(row)) for row in wanted[~equal.numpy()])
     return Verification(len(drawn), batches, len(parts), found.missing, sorted(found.unequal), found.damaged)
 
@@ -184,13 +185,6 @@ def _drawn(plan: CorpusPlan, parts: list[int], count: int, seed: int) -> NDArray
     total = sum(len(plan.rows_of(part)) for part in parts)
     ranks = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False, shuffle=False))
     return np.asarray(parts)[ranks // plan.part_rows] * plan.part_rows + ranks % plan.part_rows
-
-
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """[rows], whether all bytes of a row are the same."""
-    flat = (x.contiguous().view(len(x), -1).view(torch.uint8) for x in (a, b))
-    left, right = flat
-    return (left == right).all(1)
 
 
 def damaged_beside(store: Store) -> list[tuple[str, int]]:

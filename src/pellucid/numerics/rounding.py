@@ -118,3 +118,17 @@ def bits(tensor: Tensor) -> Tensor:
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are of one dtype and shape and equal in every bit: -0 is not 0, a NaN is itself."""
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b.to(a.device)))
+
+
+def same_numbers(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers; a NaN equals the same NaN, 0.0 equals -0.0 as ever."""
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+        return True
+    if a.dtype != b.dtype:
+        return False
+    whole = _INTEGERS[a.element_size()]
+    if torch.equal(a.view(whole), b.view(whole)):
+        return True
+    if a.is_floating_point() and a.element_size() == 1:
+        a, b = a.float(), b.float()  # exact; torch.equal does not take float8
+    return torch.equal(a, b)

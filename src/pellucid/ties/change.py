@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 from pellucid.dialects import named_arguments
 from pellucid.errors import WeightsError
+from pellucid.numerics.rounding import same_numbers
 from pellucid.ties import saving
 from pellucid.ties.memory import Named
 from pellucid.ties.output_head import OutputHead, has_no_bias, head_of, misfit, renew, same_place
 from pellucid.ties.subject import is_hf, plain_linear, remember
-from pellucid.weights.importing import same_numbers
 
 
 @dataclass(frozen=True)

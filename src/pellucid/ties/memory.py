@@ -16,7 +16,7 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
-from pellucid.weights.importing import same_numbers
+from pellucid.numerics.rounding import same_numbers
 
 _SAMPLES = 64
 

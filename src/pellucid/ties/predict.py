@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import shown
+from pellucid.numerics.rounding import same_numbers
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named
 from pellucid.ties.standins import Refused, Reread, reread, saved_configuration, written
 from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, Declared, built, plain_linear, weight_names
-from pellucid.weights.importing import same_numbers
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pellucid import atomic
 from pellucid.check import path_of
 from pellucid.dialects import SAVING, named_arguments
 from pellucid.errors import InputError, PellucidWarning, WeightsError
+from pellucid.numerics.rounding import same_numbers
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.audit import TieAudit, audit_ties
 from pellucid.ties.memory import Named, clusters
@@ -25,7 +26,6 @@ from pellucid.ties.predict import predict_ours
 from pellucid.ties.standins import quiet
 from pellucid.ties.subject import is_hf, remember, unwrapped
 from pellucid.weights import saves
-from pellucid.weights.importing import same_numbers
 
 _GRAVE = ("save-raises", "reload-raises", "reload-replaced", "reload-dropped", "reload-random", "reload-dtype",
           "reload-overwritten", "reload-setting", "reload-rounded", "tie-not-in-config",

@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from pellucid.errors import ConfigError, WeightsError
 from pellucid.families import FAMILIES, family_of
 from pellucid.json_config import Config
 from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row
+from pellucid.numerics.rounding import same_numbers
 from pellucid.schema import Schema
 from pellucid.weights.layouts import (
     beside,
@@ -332,17 +332,3 @@ def _settle_head(ours: dict[str, Tensor], config: Config, layout: Layout) -> Imp
 
 def _head_name(layout: Layout) -> str:
     return layout.head_name or layout.head.theirs[0]
-
-
-def same_numbers(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same numbers; a NaN equals the same NaN, 0.0 equals -0.0 as ever."""
-    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
-        return True
-    if a.dtype != b.dtype:
-        return False
-    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    if torch.equal(a.view(bits), b.view(bits)):
-        return True
-    if a.is_floating_point() and a.element_size() == 1:
-        a, b = a.float(), b.float()  # exact; torch.equal does not take float8
-    return torch.equal(a, b)
