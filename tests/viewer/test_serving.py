@@ -154,6 +154,7 @@ BAD: list[tuple[bytes, int, str]] = [
     (b'{"text": "a", "edits": [{"how": "zero", "name": "nowhere"}]}', 400, "unknown-checkpoint"),
     (b'{"text": "a", "target": "two words"}', 400, "not-one-token"),
     (json.dumps({"text": "a b c " * 200}).encode(), 400, "too-long"),
+    (b'{"text": "\\ud800"}', 400, "text-kind"),
     (b"x" * 300_000, 413, "size"),
 ]
 
@@ -165,6 +166,7 @@ def test_bad_requests_say_what_is_wrong(client: Client, body: bytes, status: int
     assert (given, error["code"]) == (status, code)
     assert error["message"]
     assert error["remedy"]
+    assert "short" in error["remedy"].lower() or code not in ("size", "too-long")
 
 
 def test_a_body_in_pieces_cannot_be_longer_than_it_says(client: Client) -> None:

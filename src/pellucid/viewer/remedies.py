@@ -40,6 +40,7 @@ WORDS: Mapping[str, Words] = {
     "`pellucid serve` takes --tokenizer tokenizer.json.",
     "no-such-axis": (r"Leave \w+= out, or choose", "Choose"),
     "patch-of-another-length": "Give a second text of as many tokens, or patch at one token alone.",
+    "text-kind": "Leave out what is half a character.",
     "text-not-encoded": "Leave these characters out.",
     "too-long": (r"Ask for at most (\d+) .*", _room),
     "unknown-checkpoint": (r"`model\.ckpt_names` lists.*", "The atlas lists them all."),

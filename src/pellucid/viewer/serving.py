@@ -187,9 +187,8 @@ def _guarded(app: Any, token: str, port: int) -> Any:
             await app(scope, receive, with_headers)
             return
         status, code, said = refusal
-        body = json.dumps(
-            {"error": {"code": code, "message": said, "remedy": "Open the address that it printed."}}
-        ).encode()
+        remedy = _INSTEAD.get(code, "Open the address that it printed.")
+        body = json.dumps({"error": {"code": code, "message": said, "remedy": remedy}}).encode()
         listed = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
@@ -199,6 +198,13 @@ def _guarded(app: Any, token: str, port: int) -> Any:
         await with_headers({"type": "http.response.body", "body": body})
 
     return guarded
+
+
+_INSTEAD = {
+    "method": "Ask with GET, or with POST and a JSON object.", "size": "Give a shorter text.",
+    "length": "Send the body whole, with its Content-Length.",
+}  # fmt: skip
+"""Code of a refusal -> what to do, where it is not that another page asks."""
 
 
 def _refusal(method: str, headers: dict[str, str], hosts: set[str], token: str) -> tuple[int, str, str] | None:
