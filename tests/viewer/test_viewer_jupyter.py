@@ -76,8 +76,15 @@ def test_a_cell_of_jupyterlab_draws_its_view_and_one_that_was_sent_is_in_words(b
     for one in (watched, sent):
         one.page.set_default_timeout(150_000)
     watched.go(f"{lab}/run.ipynb?token={TOKEN}", until=".jp-Notebook-ExecutionIndicator[data-status=idle]")
-    watched.page.locator(".jp-Notebook .cm-content").click()
-    watched.page.keyboard.press("Shift+Enter")
+    first = watched.page.locator(".jp-Cell").first
+    for _ in range(
+        100
+    ):  # what is run before the kernel is connected is not run at all, and says so by its empty prompt
+        first.locator(".cm-content").click()
+        watched.page.keyboard.press("Shift+Enter")
+        watched.page.wait_for_timeout(1000)
+        if first.locator(".jp-InputPrompt").inner_text().strip("[]: "):
+            break
     view = watched.page.locator("div[id^=pellucid-]")
     view.locator(".token").last.wait_for()
     assert view.locator(".token").all_inner_texts() == ["Once", "␣upon", "␣a", "␣time"]
