@@ -75,7 +75,7 @@ export function mapOf(trace: Trace, minus: Trace | null = null): Chart {
   // Lines are as high as makes the whole the shape of a page, however many blocks there are.
   const width = Math.max(...tiles.map((tile) => tile.x + tile.width));
   const each = (0.62 * width) / (line + 1);
-  const tall = Math.max(14, Math.min(300, 0.6 * each, 10 * trace.length));
+  const tall = Math.max(14, Math.min(300, 0.6 * each, 10 * Math.max(6, trace.length)));
   const label = Math.min(52, 0.34 * each + 4);
   const bands: Chart["bands"] = [];
   for (const tile of tiles) {

@@ -172,12 +172,12 @@ function heatBeside(options: HeatOptions, before: Drawing): Drawing {
     ...options,
     at,
     scale: diverging(reach || 1, palette.dark),
-    // Cells that say a word say it still, with what it was before where that is another one.
+    // Cells that say a word say it still, with what it was before where that is another one and both are short.
     ...(options.cellText
       ? {
           cellText: (row: number, column: number) => {
             const [one, other] = said(row, column);
-            if (Number.isNaN(Number(other.replace("−", "-")))) return one === other ? other : `${one} → ${other}`;
+            if (Number.isNaN(Number(other.replace("−", "-")))) return one === other ? other : `${one.length + other.length < 6 ? one : ""}→${other}`;
             return Math.abs(at(row, column)) < reach / 20 ? "" : signed(at(row, column));
           },
         }
@@ -231,13 +231,16 @@ export function heatMap(options: HeatOptions): Drawing {
       for (let row = 0; row < rows; row++) {
         for (let column = 0; column < columns; column++) {
           if (options.has?.(row, column) === false || Number.isNaN(at(row, column))) continue;
-          surface.text(left + (column + 0.5) * cellWidth, head + (row + 0.5) * cellHeight, cellText(row, column), {
+          const text = cellText(row, column);
+          // A word that is cut off can still be told, a number cannot.
+          if (/^.?[\d.]+$/.test(text) && widthOf(text, { size: 11.5, mono }) > cellWidth - 4) continue;
+          surface.text(left + (column + 0.5) * cellWidth, head + (row + 0.5) * cellHeight, text, {
             size: 11.5,
             mono,
             fill: inkOn(scale.color(at(row, column))),
             anchor: "middle",
             baseline: "middle",
-            fit: cellWidth - 6,
+            fit: cellWidth - 4,
           });
         }
       }

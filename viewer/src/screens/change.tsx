@@ -158,7 +158,7 @@ function Arrives({ base, edited }: { base: Trace; edited: Trace }) {
       ofBoth
       name="change-arrives"
       caption={`What the edits add to the log-probability of ${piece} at each token if the model stopped after each block (the logit lens). What comes before an edit stays as it was.`}
-      narrowest={roomFor(base.length, 42, 12)}
+      narrowest={roomFor(base.length, 50, 12)}
       build={(width, palette) => {
         let reach = 1e-9;
         for (let row = 0; row < rows; row++) for (let pos = 0; pos < base.length; pos++) reach = Math.max(reach, Math.abs(difference(row, pos)));

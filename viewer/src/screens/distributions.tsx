@@ -156,7 +156,7 @@ function One() {
           surface.text(left - 6, panel.y(value), round(value), { size: 10.5, fill: palette.muted, anchor: "end", baseline: "middle" });
         }
         surface.path(outline(panel, panel.x, panel.y), { fill: sideColor(palette, side) });
-        for (const value of ticks(panel.low, panel.high, width / 60)) surface.text(panel.x(value), panel.top + tall + 15, round(value), { size: 10.5, fill: palette.muted, anchor: "middle" });
+        for (const value of ticks(panel.low, panel.high, width / 60)) surface.text(Math.min(panel.x(value), width - 16), panel.top + tall + 15, round(value), { size: 10.5, fill: palette.muted, anchor: "middle" });
       });
     return {
       width,

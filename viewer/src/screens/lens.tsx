@@ -270,7 +270,7 @@ function Settled() {
     <Figure
       title="From where on the answer stays"
       name="lens-settled"
-      caption="For each token the row from which on the first choice no longer changes. Dark cells were open for longest."
+      caption="For each token the row from which on the first choice no longer changes: the later, the stronger the colour."
       narrowest={roomFor(app.trace.value.length, 30, 10)}
       build={(width, palette) => {
         const trace = app.trace.value;

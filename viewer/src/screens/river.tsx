@@ -264,7 +264,7 @@ function FromWhere() {
       title="Which head, from which token"
       name="river-heads"
       caption={`The ${count} heads with the largest parts, and the tokens that they read them from. Choose a cell, then look at that head under “Attention”.`}
-      narrowest={roomFor(length, 42, 10)}
+      narrowest={roomFor(length, 50, 10)}
       build={build}
       table={() => ({
         columns: ["layer", "head", "source", "token", "adds"],
