@@ -66,7 +66,7 @@ def causal(q: Tensor, k: Tensor) -> Tensor:
 def change_of(suspicion: Suspicion) -> Change:
     """A mistake that what was seen suggests, in a network."""
     if suspicion.logits is not None:
-        return Change(suspicion.report, network=at_the_head(suspicion.logits))
+        return Change(suspicion.report, network=at_the_head(suspicion.logits), harmless=suspicion.harmless)
     fill = -torch.inf if suspicion.fill is None else suspicion.fill
     scores = 1.0 if suspicion.scores is None else suspicion.scores
     heads = 1.0 if suspicion.heads is None else suspicion.heads[:, None]

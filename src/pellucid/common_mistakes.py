@@ -26,6 +26,7 @@ class Change:
     network: Callable[[Any], None] | None = None
     begins: str = "end"  # where it shows first if no block is changed: "embeddings", "blocks" or "end"
     of_logits: bool = False  # whether it needs the logits of all tokens at once
+    harmless: bool = False  # whether it is rounding all the same
 
 
 def replaced(module: nn.Module, name: str, function: Callable[..., Any]) -> None:

@@ -35,6 +35,7 @@ class Suspicion:
     scores: Tensor | None = None  # what the scores of each head are multiplied by, [H, 1, 1]
     heads: Tensor | None = None  # what z of each head is multiplied by, [H, 1]
     logits: Callable[[Tensor], Tensor] | None = None  # from the right logits to the program's
+    harmless: bool = False  # whether it is rounding that the program makes no secret of
 
 
 def suggested(seen: Seen) -> Iterator[Suspicion]:
@@ -44,6 +45,7 @@ def suggested(seen: Seen) -> Iterator[Suspicion]:
         if seen.where.endswith(".attn.ckpt_z"):
             yield from _scaled_heads(seen)
         if seen.where == "logits":
+            yield from _rounded_logits(seen)
             yield from _scaled_logits(seen)
 
 
@@ -100,6 +102,13 @@ def _scaled_heads(seen: Seen) -> Iterator[Suspicion]:
         words = f"z of {_each(changed, factors)}"
         yield Suspicion(words, heads=torch.tensor([_plain(f) for f in factors.tolist()])[:, None])
         yield Suspicion(words, heads=factors[:, None])
+
+
+def _rounded_logits(seen: Seen) -> Iterator[Suspicion]:
+    """Logits that are rounded to half precision, which is no error if they are handed out so."""
+    for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+        words, openly = f"the logits are rounded to {name}", seen.observed.dtype == dtype
+        yield Suspicion(words, logits=lambda logits, d=dtype: logits.to(d).to(logits), harmless=openly)
 
 
 def _scaled_logits(seen: Seen) -> Iterator[Suspicion]:

@@ -77,7 +77,14 @@ def test_positions_that_are_all_there_are_no_row_of_coverage(small: pl.CkptedTra
 
 
 @pytest.mark.parametrize(
-    ("change", "seen"), [(lambda x: x[:, -1:], 1), (lambda x: x[:, -1], 1), (lambda x: x[:, :-1], 6)]
+    ("change", "seen"),
+    [
+        (lambda x: x[:, -1:], 1),
+        (lambda x: x[:, -1], 1),
+        (lambda x: x[:, :-1], 6),
+        (lambda x: x[:, 1:], 6),
+        (lambda x: x[:, -3:], 3),
+    ],
 )
 def test_positions_that_are_left_out_are_said(
     change: Callable[[Tensor], Tensor], seen: int, small: pl.CkptedTransformer
@@ -87,7 +94,7 @@ def test_positions_that_are_left_out_are_said(
     assert report.verdict == "equivalent"
     assert report.coverage["logits"] == (seen, 7)
     assert "of 7 positions it shows no more" in " ".join(report.notes)
-    assert not pl.compare(small, Returning(hf, lambda out: change(out.logits.roll(1, 1))), IDS)
+    assert not pl.compare(small, Returning(hf, lambda out: change(out.logits.roll(2, 1))), IDS)
     assert not pl.compare(small, Returning(hf, lambda out: out.logits[:, :1]), IDS)  # the first position alone
 
 
@@ -107,6 +114,19 @@ def test_a_model_without_its_head_is_no_gpt2(head: nn.Module, vocabulary: int) -
         assert report.first_divergence is not None
         assert report.first_divergence.where == "logits"
         assert NO_HEAD in (report.first_divergence.cause or ""), report
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_that_are_handed_out_in_half_precision(dtype: torch.dtype, small: pl.CkptedTransformer) -> None:
+    name = str(dtype).removeprefix("torch.")
+    report = pl.compare(small, Returning(course(small), lambda x: x.to(dtype)), IDS)
+    assert report.verdict == "equivalent", report
+    assert f"the logits are rounded to {name}: with this in the reference" in " ".join(report.notes)
+    wrong = Returning(course(small, "eps 1e-6"), lambda x: x.to(dtype))
+    assert pl.compare(small, wrong, IDS).verdict == "different"
+    found = pl.compare(small, Returning(course(small), lambda x: x.to(dtype).to(x.dtype)), IDS).first_divergence
+    assert found is not None
+    assert f"the logits are rounded to {name} (" in (found.cause or "")
 
 
 def test_a_model_without_head_and_last_norm(small: pl.CkptedTransformer) -> None:

@@ -128,7 +128,7 @@ def _mistake(suspicion: Suspicion) -> Mistake:
         changes["merge"] = lambda z, w: (z * times.to(z)).flatten(2)
     if (logits := suspicion.logits) is not None:
         changes["logits"] = lambda x, W: logits(x @ W.T)
-    return Mistake(changes, suspicion.report)
+    return Mistake(changes, suspicion.report, harmless=suspicion.harmless)
 
 
 def _grid(scores: Tensor) -> tuple[Tensor, Tensor]:

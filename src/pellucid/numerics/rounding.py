@@ -24,13 +24,13 @@ def shown_part(expected: Tensor, given: Tensor) -> Tensor:
 
 
 def windows(expected: Tensor, given: Tensor) -> list[Tensor]:
-    """The parts of `expected` [B, P, ...] that `given` may be: all, the last position alone, or all but the last."""
+    """The parts of `expected` [B, P, ...] that `given` may be: all, the last positions, or all but the last."""
     if given.shape == expected.shape:
         return [expected]
     if given.dim() != expected.dim() or given.dim() < 2:
         return []
     shown, positions = given.size(1), expected.size(1)
-    last = [expected[:, -1:]] if shown == 1 else []
+    last = [expected[:, positions - shown :]] if 0 < shown < positions else []
     parts = [*last, expected[:, :-1]] if shown == positions - 1 else last
     return [part for part in parts if part.shape == given.shape]
 

@@ -308,7 +308,8 @@ def positions_note(runs: Runs) -> list[str]:
     shown, of = given.size(1), expected.size(1)
     if shown >= of:
         return []
-    which = "one position, read as the last" if shown == 1 else f"{shown} positions, read as the first"
+    first = shown > 1 and shown_part(expected, given).data_ptr() == expected.data_ptr()
+    which = f"{shown} position{'s' * (shown > 1)}, read as the {'first' if first else 'last'}"
     return [f"the program gives the logits of {which}: of {of} positions it shows no more"]
 
 

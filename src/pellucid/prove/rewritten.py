@@ -78,6 +78,7 @@ def suspect_of(change: Change, scratch: Scratch, blocks: tuple[int, ...] | None 
         only_in if change.block is not None and blocks is None else None,
         is_of_order=change.begins == "blocks",
         is_of_logits=change.of_logits,
+        harmless=change.harmless,
     )
 
 
