@@ -124,8 +124,11 @@ def test_two_cells_of_a_notebook_do_not_meet(model: pl.CkptedTransformer, opened
 
 
 def test_what_a_notebook_shows(model: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = pl.view(model, TEXT)
+    from matplotlib import pyplot as plt
+
+    seen, before = pl.view(model, TEXT), plt.get_fignums()
     shown = seen._repr_mimebundle_()
+    assert plt.get_fignums() == before, "the picture is not a figure of the cell's own"
     assert set(shown) == {"text/html", "image/png", "text/plain"}
     assert shown["image/png"].startswith(b"\x89PNG")
     assert shown["text/plain"] == repr(seen)

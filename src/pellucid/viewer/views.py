@@ -12,6 +12,7 @@ import io
 import json
 import re
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -216,8 +217,10 @@ class View:
             axes = self._figure()
         except MissingExtraError:
             return None
-        out = io.BytesIO()
-        axes.get_figure().savefig(out, format="png")
+        out, figure = io.BytesIO(), axes.get_figure()
+        figure.savefig(out, format="png")
+        if pyplot := sys.modules.get("matplotlib.pyplot"):  # a cell would show it as a figure of its own
+            pyplot.close(figure)
         return out.getvalue()
 
     def _figure(self) -> Any:
