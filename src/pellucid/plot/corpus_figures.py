@@ -96,6 +96,8 @@ def densities(table: Any, *, title: str | None = None, ax: Axes | None = None) -
         axes.set_ylabel(name)
         if name == "tokens":  # most are next to nothing, and a few are looked for
             axes.set_yscale("log")
+        else:
+            axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(bottom=0.5 if name == "tokens" else 0)
         say_what(axes, *((title,) if title else about))
         return remember(axes, drawn)
