@@ -62,8 +62,11 @@ it says that the part is there."""
 
 DIGEST_BYTES = 32
 
-Write = Callable[[str, Sequence[tuple[int, Tensor]]], None]
-"""Takes rows of a checkpoint: its name, and pieces [n, …], each with the number of its first row within the part."""
+Pieces = Sequence[tuple[int, Tensor]]
+"""Rows of a checkpoint: pieces [n, …], each with the number of its first row within the part."""
+
+Write = Callable[[dict[str, Pieces]], None]
+"""Takes rows of every checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +125,17 @@ class Corpus:
             yield span, {name: values[name][place] for name in names}
 
     def make(self, model: CapturingModel, part: int, write: Write, advance: Any = None) -> None:
-        """Run a part and give away its rows, those of a batch and a checkpoint at a time."""
+        """Run a part and give away its rows, those of a batch at a time."""
         begins, held = self.plan.rows_of(part).start, self.holding(part)
         for batch in held.batches(part):
             found = list(held.run(model, batch, self.plan.names))
             # a text that begins in the part before is run from its beginning
             firsts = [max(span.start, begins) for span, _ in found]
-            for name in self.plan.names:
-                write(name, [(first - begins, values[name][first - span.start :])
-                             for first, (span, values) in zip(firsts, found, strict=True)])  # fmt: skip
+            write({
+                name: [(first - begins, values[name][first - span.start :])
+                       for first, (span, values) in zip(firsts, found, strict=True)]
+                for name in self.plan.names
+            })  # fmt: skip
             if advance is not None:
                 advance(sum(span.stop - first for first, (span, _) in zip(firsts, found, strict=True)))
 
@@ -160,6 +165,7 @@ class PartWriter:
 
     def __init__(self, place: StorePlace, plan: CorpusPlan, part: int, threads: ThreadPoolExecutor) -> None:
         self._place, self._plan, self._part, self._threads = place, plan, part, threads
+        self._writers = ThreadPoolExecutor(2, thread_name_prefix="pellucid")  # the run waits for them
         self._chunks: dict[str, BegunChunk] = {}
         self._settling: Future[None] | None = None
         self._unsettled = 0
@@ -171,17 +177,23 @@ class PartWriter:
             self.drop()
             raise
 
-    def write(self, name: str, pieces: Sequence[tuple[int, Tensor]]) -> None:
-        """Write rows of a checkpoint, as `Write` says; those never written are zero."""
-        dtype = getattr(torch, self._plan.dtype)
-        stored = [(first, rows.detach().to("cpu", dtype).reshape(len(rows), -1)) for first, rows in pieces]
-        self._chunks[name].write([
-            (first * rows.shape[1] * dtype.itemsize, rows.reshape(-1).view(torch.uint8).numpy().data)
-            for first, rows in stored
-        ])  # fmt: skip
-        self._unsettled += sum(rows.nbytes for _, rows in stored)
+    def write(self, rows: dict[str, Pieces]) -> None:
+        """Write rows; those never written are zero."""
+        data = {name: self._bytes(pieces) for name, pieces in rows.items()}
+        for _ in self._writers.map(lambda name: self._chunks[name].write(data[name]), data):
+            pass
+        self._unsettled += sum(len(piece) for pieces in data.values() for _, piece in pieces)
         if self._unsettled >= SETTLED and (self._settling is None or self._settling.done()):
             self._unsettled, self._settling = 0, self._threads.submit(self._settle)
+
+    def _bytes(self, pieces: Pieces) -> list[tuple[int, memoryview]]:
+        """Rows as they lie in a chunk, each piece with its first byte there."""
+        dtype = getattr(torch, self._plan.dtype)
+        stored = [(first, rows.detach().to("cpu", dtype).reshape(len(rows), -1)) for first, rows in pieces]
+        return [
+            (first * rows.shape[1] * dtype.itemsize, rows.reshape(-1).view(torch.uint8).numpy().data)
+            for first, rows in stored
+        ]
 
     def _settle(self) -> None:
         for chunk in self._chunks.values():
@@ -204,6 +216,7 @@ class PartWriter:
 
     def drop(self) -> None:
         """Remove what was not finished."""
+        self._writers.shutdown()
         if self._settling is not None:
             wait([self._settling])
         for chunk in self._chunks.values():

@@ -224,7 +224,7 @@ def estimate(
     offsets = np.cumsum([0, *map(len, intake.first)])
     some = replace(found, rows=int(offsets[-1]), part_rows=int(offsets[-1]))
     sample = Corpus(some, np.concatenate(intake.first), offsets)
-    nowhere = lambda name, pieces: None  # noqa: E731
+    nowhere = lambda rows: None  # noqa: E731
     sample.make(model, 0, nowhere)  # the first run of a process is slower
     begun = time.perf_counter()
     sample.make(model, 0, nowhere)
