@@ -224,3 +224,17 @@ def test_the_digest_is_what_notices(tmp_path: Path):
         lambda: test_a_flipped_bit_is_noticed("stream", tmp_path),
     )
     must_be_noticed(mutant)
+
+
+@pytest.mark.parametrize(
+    ("length", "header"),
+    [(20, b"{}"), (2, b"{}"), (3, b"{,}"), (20_000, b"[" * 20_000), (20, b'{"__metadata__":[1]}'), (4, b"null")],
+)
+def test_a_file_of_another_kind_has_no_metadata(length: int, header: bytes, tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(length.to_bytes(8, "little") + header)
+    with path.open("rb") as file:
+        assert own_file.read_metadata(file) == {}
+    own_file.save(path, "kind", {"x": torch.ones(2)}, {"n": 1})
+    with path.open("rb") as file:
+        assert own_file.read_metadata(file)["kind"] == '{"n": 1}'
