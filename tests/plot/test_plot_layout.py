@@ -181,14 +181,13 @@ def as_drawn(figure: Figure, dots: int) -> Figure:
     return figure
 
 
-READ = ("attention_2", "attention_last_query", "attention_odd", "attention_wide", "attention_grid_1",
-        "attention_grid_4x4_11", "heatmap_odd",
-        "autoregression_1",
-        "autoregression_long_name", "head_scores_1", "circuit_edges", "circuit_nodes", "circuit_one", "heatmap_1",
-        "heatmap_names", "attribution_1", "attribution_zero", "lens_1", "next_tokens_one", "next_tokens_many",
-        "neuron_1", "scatter_1", "tokens_1", "tokens_hard", "norm_histograms_1", "parameters_long_names",
-        "residual_growth_1", "ridges_1")  # fmt: skip
-"""The smallest of each kind and what is odd, in every run; `make test-all` reads the large ones, too."""
+READ = ("attention_last_query", "attention_odd", "attention_wide", "attention_grid_4x4_11", "heatmap_odd",
+        "autoregression_long_name", "circuit_edges", "circuit_nodes", "heatmap_names", "attribution_1",
+        "attribution_zero", "next_tokens_one", "next_tokens_many", "neuron_1", "scatter_1", "tokens_1", "tokens_hard",
+        "parameters_long_names", "ridges_1")  # fmt: skip
+"""What is odd, and some of the smallest; of each kind one is read beside its kept picture, too (test_plot_pictures.py).
+
+`make test-all` reads the others."""
 
 
 @pytest.mark.parametrize("name", support.few_of(MORE, *READ))

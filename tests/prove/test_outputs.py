@@ -80,7 +80,7 @@ def test_positions_that_are_all_there_are_no_row_of_coverage(small: pl.CkptedTra
     ("change", "seen"),
     [
         (lambda x: x[:, -1:], 1),
-        (lambda x: x[:, -1], 1),
+        pytest.param(lambda x: x[:, -1], 1, marks=pytest.mark.long),
         (lambda x: x[:, :-1], 6),
         (lambda x: x[:, 1:], 6),
         (lambda x: x[:, -3:], 3),

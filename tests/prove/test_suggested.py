@@ -55,7 +55,12 @@ ATTENTIONS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("words", ATTENTIONS)
+TRIED = ("z of head 2 multiplied by 0.3, in block 1 only (", "scores of head 2 multiplied by 0.3 (",
+         "masked scores set to -12 (", "heads of v split as (d_head, head) (")  # fmt: skip
+"""One for each part of attention."""
+
+
+@pytest.mark.parametrize("words", support.few_of(ATTENTIONS, *TRIED))
 def test_attention_with_a_number_of_its_own(words: str, small: pl.CkptedTransformer) -> None:
     changes, blocks = ATTENTIONS[words]
     found = cause_of(pl.compare(small, with_attention(course(small), attending(**changes), blocks), IDS))
@@ -86,7 +91,9 @@ class Padding(nn.Module):
         return self.inner(ids)
 
 
-@pytest.mark.parametrize(("token", "sees_itself"), [(0, False), (0, True), (52, False)])
+@pytest.mark.parametrize(
+    ("token", "sees_itself"), [(0, True), (52, False), pytest.param(0, False, marks=pytest.mark.long)]
+)
 def test_a_token_that_is_taken_for_padding(token: int, sees_itself: bool, small: pl.CkptedTransformer) -> None:
     """No text of the caller's holds it; the probe does."""
     found = cause_of(pl.compare(small, Padding(small, token, sees_itself=sees_itself), IDS[:, :5] % 50 + 1))
