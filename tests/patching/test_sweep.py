@@ -259,7 +259,10 @@ def test_the_estimate_is_what_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     handle.remove()
     assert (cost.runs, cost.batches) == (18, len(batches) - 2), "without the two plain runs"
     assert cost.nbytes == cost.kept + cost.batch
-    assert cost.kept > 18 * 48 * 8
+    whole = 2 * 6 * 211 * 8  # logits, as the metric is given them
+    assert cost.kept > 18 * 48 * 8 + whole
+    every = pl.patching.estimate_sweep(model, clean, corrupted, "resid_pre", over=("layer",), metric=everywhere)
+    assert every.kept == cost.kept + whole, "those of the base run are kept, too"
 
 
 def test_less_memory_makes_smaller_batches() -> None:

@@ -183,6 +183,12 @@ class Sharing:
             for block in self.schema.blocks
         )
 
+    @property
+    def whole_logits(self) -> int:
+        """Bytes of the logits [B, P, V] that the metric is given, and of the base run's where all of them are read."""
+        copies = 2 if self.read is None else 1
+        return copies * self.texts * self.columns * self.schema.sizes["d_vocab"] * self.itemsize
+
     def bytes_of(self, trials: int, begin: int = 0) -> int:
         """Bytes that a batch of so many trials takes while its largest block is run, and its head."""
         read = self.columns - begin if self.read is None else self.read

@@ -41,7 +41,7 @@ class SweepCost:
     Attributes:
         runs: Edited runs.
         batches: Batches that they share.
-        kept: Bytes that are kept throughout: the source's values, and the base run's.
+        kept: Bytes that are kept throughout: the source's values, the base run's, and logits of whole texts.
         batch: Bytes that the values of a batch take at most.
     """
 
@@ -84,7 +84,7 @@ def estimate_sweep(
         >>> pl.patching.estimate_sweep(
         ...     pl.load(), "Tom has a ball.", "Tom has a cat.", "resid_pre", over=("layer", "pos"),
         ...     metric=pl.metrics.logit(" He"))
-        20 runs in 1 batch, at most 2,581,125 bytes
+        20 runs in 1 batch, at most 2,663,045 bytes
     """
     source, base = model.tokenize(clean), model.tokenize(corrupted)
     roles = roles_of(align, model, source, base)
@@ -94,7 +94,8 @@ def estimate_sweep(
     sharing = Sharing.of(model, base, metric, room)
     batches = list(sharing.batches(trials))
     most = max(sharing.bytes_of(len(together), min(trials[i].begin for i in together)) for together in batches)
-    return SweepCost(len(trials), len(batches), _kept(model, base, source, cells.names), most)
+    kept = _kept(model, base, source, cells.names) + sharing.whole_logits
+    return SweepCost(len(trials), len(batches), kept, most)
 
 
 def require_room(
@@ -104,8 +105,8 @@ def require_room(
     limit = free_memory() if max_bytes is None else require_whole("max_bytes", max_bytes, at_least=1)
     if limit is None:
         return BYTES
-    kept = _kept(model, base, source, names)
-    single = Sharing.of(model, base, None).bytes_of(1)
+    sharing = Sharing.of(model, base, None)
+    kept, single = _kept(model, base, source, names) + sharing.whole_logits, sharing.bytes_of(1)
     if kept + single > limit:
         raise InputError(
             f"{kept:,} bytes are kept and one run needs {single:,}, but {limit:,} may be taken.",
