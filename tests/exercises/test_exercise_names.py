@@ -11,6 +11,9 @@ from exercise_solution import variant
 from torch import Tensor, nn
 
 from pellucid.exercises import check_attention, check_block, check_gpt2
+from pellucid.exercises.course import gpt2_layers, shapes_of
+from pellucid.exercises.names import namings
+from pellucid.gpt2.formulas import Sizes
 
 QKV = "self.qkv_proj = nn.Linear(hidden_size, 3 * inner)"
 NANO = [
@@ -211,3 +214,28 @@ def test_hints_hold_for_modules(level: int) -> None:
 def test_the_line_that_makes_the_mistake_is_shown() -> None:
     result = check_attention(type("Unscaled", (Three,), {"scale": False}))
     assert "scores = q @ k.mT / (self.size**0.5 if self.scale else 1)" in str(result.line), result
+
+
+def holding(**shapes: tuple[int, ...]) -> nn.Module:
+    module = nn.Module()
+    for name, shape in shapes.items():
+        module.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+    return module
+
+
+def test_a_block_takes_layers_of_its_own_number_alone() -> None:
+    """Every block has matrices of the same shapes, and a head's W_Q has as many numbers as the output projection."""
+    model = nn.Module()
+    model.embed, model.pos, model.norm = holding(W_E=(29, 12)), holding(W_pos=(9, 12)), holding(gain=(12,), bias=(12,))
+    model.blocks = nn.ModuleList(nn.Module() for _ in range(3))
+    for block in model.blocks:
+        block.norm1, block.norm2 = holding(gain=(12,), bias=(12,)), holding(gamma=(12,), beta=(12,))
+        heads = {f"W_{letter}": (4, 12, 3) for letter in "QKV"} | {f"b_{letter}": (4, 3) for letter in "QKV"}
+        block.attn = holding(**heads, W_O=(4, 3, 12), b_O=(12,))
+        block.mlp = holding(W_in=(12, 48), b_in=(48,), W_out=(48, 12), b_out=(12,))
+    sizes = Sizes(12, 4, 3, layers=3, vocabulary=29, positions=9)
+    found = namings(model, shapes_of(gpt2_layers(sizes)))[0].sources
+    assert found["ln.bias"].names == ("norm.bias",)
+    for name, source in found.items():
+        if name.startswith("blocks."):
+            assert all(part.startswith(name[:9]) for part in source.names), (name, source)

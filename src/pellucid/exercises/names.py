@@ -78,13 +78,13 @@ def namings(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[Na
         layer, _, kind = name.rpartition(".")
         wanted.setdefault(layer, {})[kind] = shape
     turned = {path for path, one in module.named_modules() if type(one).__name__ == "Conv1D"}  # transformers' layer
-    held = _Held({name: tuple(p.shape) for name, p in module.named_parameters()}, turned)
     layers = _layers(module)
-    found = list(itertools.islice(_assigned(list(wanted.items()), layers, held), MOST))
-    if not found:  # each head may have layers of its own
-        digits = 1 + max(len(re.findall(r"\.\d+\.", name)) for name in shapes)
-        together = _by_head(layers, digits)
-        found = list(itertools.islice(_assigned(list(wanted.items()), {**layers, **together}, held), MOST))
+    digits = 1 + max(len(re.findall(r"\.\d+\.", name)) for name in shapes)
+    every = {**layers, **_by_head(layers, digits)}  # each head may have layers of its own
+    found: list[dict[str, Source]] = []
+    for numbered, there in itertools.product((True, False), (layers, every)):
+        held = _Held({name: tuple(p.shape) for name, p in module.named_parameters()}, turned, numbered)
+        found = found or list(itertools.islice(_assigned(list(wanted.items()), there, held), MOST))
     return [Naming(sources) for sources in found]
 
 
@@ -205,6 +205,11 @@ class _Held:
 
     shapes: Mapping[str, tuple[int, ...]]
     turned: Collection[str]
+    numbered: bool  # whether layers are taken by the number of their block
+
+    def may_be(self, course: str, name: str) -> bool:
+        """Whether a layer stands in the same block as the course's, or outside of blocks as that does."""
+        return not self.numbered or _number(course) == _number(name)
 
     def fits(self, name: str, layer: Layer, parts: Mapping[str, tuple[int, ...]], turned: bool) -> bool:
         """Whether a layer has the parts of one of the course's; a square matrix is turned if its class says so."""
@@ -230,8 +235,16 @@ def _as_linear(weight: Tensor, turned: bool) -> Tensor:
     return weight.T if turned and weight.dim() == 2 else weight
 
 
+def _number(path: str) -> str | None:
+    """The first number in a path: of blocks in a list, which block it is."""
+    found = re.search(r"(?:^|\.)(\d+)\.", path)
+    return None if found is None else found[1]
+
+
 def _layer(name: str) -> tuple[str, str]:
     """A parameter's layer and its kind: nn.MultiheadAttention writes in_proj_weight, others W_Q and b_Q, or ln1.w."""
+    if match := re.fullmatch(r"(.+)\.(?:(gain|gamma|g|scale|alpha)|beta|shift|offset|b)", name):  # norms by hand
+        return match[1], "weight" if match[2] else "bias"
     if match := re.fullmatch(r"(.*?)[._]?(weight|bias)", name):
         return match[1], match[2]
     if match := re.fullmatch(r"(.*\.)?([Wb])_(\w+)|(.+)\.([wb])", name):
@@ -291,11 +304,12 @@ def _fitting(
 ) -> Iterator[tuple[tuple[str, ...], bool]]:
     """The layers that can be one of the course's, that of its own name first, and whether they are transposed."""
     for turned in (False, True) if len(parts["weight"]) == 2 and "embedding" not in course else (False,):
-        whole = [name for name, layer in layers.items() if held.fits(name, layer, parts, turned)]
+        near = {name: layer for name, layer in layers.items() if held.may_be(course, name)}
+        whole = [name for name, layer in near.items() if held.fits(name, layer, parts, turned)]
         yield from (((name,), turned) for name in sorted(whole, key=lambda name: name != course))
         if course.endswith("qkv_proj"):
             third = {kind: (shape[0] // 3, *shape[1:]) for kind, shape in parts.items()}
-            alike = [name for name, layer in layers.items() if held.fits(name, layer, third, turned)]
+            alike = [name for name, layer in near.items() if held.fits(name, layer, third, turned)]
             yield from ((three, turned) for three in sorted(itertools.permutations(alike, 3), key=_unlike_qkv))
 
 
