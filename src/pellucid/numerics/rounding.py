@@ -56,7 +56,7 @@ def _plain_size(values: Tensor) -> float | None:
     if not values.numel():
         return 0.0
     low, high = _ends(values)
-    return max(-low, high) if math.isfinite(low) and math.isfinite(high) and low > _least(values.dtype) else None
+    return max(0.0, high, -low) if math.isfinite(low) and math.isfinite(high) and low > _least(values.dtype) else None
 
 
 def size_or_nan(values: Tensor) -> float:
@@ -64,7 +64,7 @@ def size_or_nan(values: Tensor) -> float:
     if not values.numel():
         return 0.0
     low, high = _ends(values)
-    return math.nan if math.isnan(low) else max(-low, high)
+    return math.nan if math.isnan(low) else max(0.0, high, -low)  # of zeros alone 0.0, not -0.0
 
 
 def _ends(values: Tensor) -> tuple[float, float]:
