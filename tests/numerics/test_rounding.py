@@ -49,7 +49,7 @@ def test_what_is_finite_on_one_side_only_is_not_alike() -> None:
 def test_nothing_is_no_distance_apart() -> None:
     assert relative_error(torch.zeros(1, 0), torch.zeros(1, 0)) == 0
     assert str(relative_error(torch.ones(1, 2), torch.ones(1, 2))) == "0.0", "a size has no sign"
-    assert relative_error(torch.ones(1, 2), torch.ones(1, 4)) == INF
+    assert relative_error(torch.ones(1, 2, 3), torch.ones(1, 2, 4)) == INF
 
 
 def test_of_positions_that_are_left_out_nothing_is_said() -> None:
