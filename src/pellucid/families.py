@@ -234,17 +234,26 @@ def config_of(
     model_type = {**own, **(given or {})}.get("model_type")
     family = next((one for one in FAMILIES if one.name == model_type), None)
     if family is None and model_type is not None and "model_type" not in ignore:
-        names = " or ".join(repr(one.name) for one in FAMILIES)
-        raise ConfigError(
-            f"config: model_type={shown(model_type)}, expected {names}.",
-            code="config-model-type",
-            remedy=f"If the weights are a {FAMILIES[0].config.about.family} all the same, pass "
-            "ignore_config=['model_type'].",
-        )
+        raise _other_kind(model_type, own)
     family = family or FAMILIES[0]
     if given is None:
         return family.config.from_dict(own, ignore=ignore)
     return family.config.changed(own, given, ignore=ignore)
+
+
+def _other_kind(model_type: object, own: Mapping[str, Any]) -> ConfigError:
+    """The error for a configuration of another kind, which may describe what is a model of a family all the same."""
+    names = " or ".join(repr(one.name) for one in FAMILIES)
+    fits = (one for one in FAMILIES[1:] if {*one.config.about.whole} <= {*own} and not one.config.unimplemented(own))
+    other = next(fits, None)
+    about, how = FAMILIES[0].config.about, "ignore_config=['model_type']"
+    if other is not None and FAMILIES[0].config.unimplemented(own):
+        about, how = other.config.about, f"config={{'model_type': {other.name!r}}}"
+    return ConfigError(
+        f"config: model_type={shown(model_type)}, expected {names}.",
+        code="config-model-type",
+        remedy=f"If the weights are a {about.family} all the same, pass {how}.",
+    )
 
 
 def config_named(name: str, *, ignore: Collection[str] = ()) -> Config:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import llamas
 import pellucid as pl
 from following import Typed, typed
 from pellucid.cli import VERBS
@@ -39,6 +40,10 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "odd.json").write_text(json.dumps(odd), encoding="utf-8")
     (folder / "type.json").write_text(json.dumps({**fields, "model_type": "gpt9"}), encoding="utf-8")
     shutil.copyfile(BUNDLED / "config.json", folder / "config.json.txt")
+    llamas.reference().save_pretrained(folder / "relative")
+    (folder / "relative" / "config.json").rename(folder / "llama.json")
+    relative = {**json.loads((folder / "llama.json").read_text(encoding="utf-8")), "model_type": "mistral"}
+    (folder / "relative" / "config.json").write_text(json.dumps(relative), encoding="utf-8")
     (folder / "nobos.json").write_text(json.dumps({**fields, "bos_token_id": None}), encoding="utf-8")
     (folder / "untied.json").write_text(json.dumps({**fields, "tie_word_embeddings": False}), encoding="utf-8")
     told = {
@@ -91,6 +96,8 @@ FOLLOWED: list[Typed] = [
      ["run", TEXT, "--config", "odd.json", "--ignore-config", "add_cross_attention"]),
     ("config-model-type", ["run", TEXT, "--config", "type.json"],
      ["run", TEXT, "--config", "type.json", "--ignore-config", "model_type"]),
+    ("config-model-type", ["generate", "-m", "relative", "--ids", "1,2", "--max-new-tokens", "2"],
+     ["generate", "-m", "relative", "--ids", "1,2", "--max-new-tokens", "2", "--config", "llama.json"]),
     ("empty-text", ["run", ""], ["run", "", "--bos"]),
     ("empty-text", ["generate", ""], ["generate", "", "--bos"]),
     ("too-long", ["generate", TEXT * 60, "--max-new-tokens", "20"],

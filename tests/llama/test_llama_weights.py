@@ -130,4 +130,5 @@ def test_an_unknown_type_names_the_families(tmp_path: Path) -> None:
     with pytest.raises(pl.ConfigError, match="'gpt2' or 'llama'") as caught:
         pl.load(tmp_path)
     assert caught.value.code == "config-model-type"
+    assert "config={'model_type': 'llama'}" in caught.value.remedy
     assert same_logits(pl.load(tmp_path, config={"model_type": "llama"}), LlamaForCausalLM.from_pretrained(tmp_path))

@@ -93,6 +93,11 @@ def _ignored(found: re.Match[str]) -> str:
     return "add " + " ".join(f"--ignore-config {name}" for name in re.findall(r"[\w.]+", found[1]))
 
 
+def _of_a_kind(found: re.Match[str]) -> str:
+    """`pass config={'model_type': 'llama'}` or fields to ignore, as options."""
+    return _ignored(found) if found[1] else f"give by --config a copy of its config.json with {found[2]}"
+
+
 def _of_a_store(found: re.Match[str]) -> str:
     """`Give packing=True, which it was made with, or another path.` as options."""
     remedy = found[0]
@@ -128,7 +133,7 @@ WORDS: Mapping[str, Words] = {
     "attribution-not-finite": "Give a model whose weights are finite.",
     "beams-vocabulary": "Give --num-beams 1.",
     "check path-not-found": "Give the path of the .py or .ipynb file that holds your answers.",
-    "config-model-type": (r"pass ignore_config=\[(.*?)\]", _ignored),
+    "config-model-type": (r"pass (?:ignore_config=\[(.*?)\]|config=\{(.*?)\})", _of_a_kind),
     "config-needed": _CONFIG,
     "config-not-found": _CONFIG,
     "config-not-implemented": (r"pass ignore_config=\[(.*?)\]", _ignored),

@@ -3,7 +3,6 @@
 Annotations here are objects, not text, because Typer reads them for classes of other modules.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -13,9 +12,9 @@ import typer
 import pellucid as pl
 from pellucid.cli.shared.screen import progress
 from pellucid.cli.shared.texts import beginning_of_text, read_text, tokens_of
-from pellucid.errors import ConfigError, NotFoundError
+from pellucid.errors import NotFoundError
 from pellucid.weights.hub import ALIASES, BUNDLED_NAME
-from pellucid.weights.manifests import read_json
+from pellucid.weights.manifests import require_regular
 
 
 def aliases(incomplete: str) -> list[str]:
@@ -94,7 +93,7 @@ class ModelWish(Wish):
         """The model, with the tokenizer that was named."""
         ignored = tuple(self.ignore_config or ())
         with progress(f"opening {self.model or 'the bundled model'}"):
-            config = None if self.config is None else configuration(self.config, ignored)
+            config = None if self.config is None else configuration(self.config)
             model = pl.load(self.model, dtype=self.dtype, numerics=numerics, config=config, ignore_config=ignored)
             if self.tokenizer is not None:
                 model.tokenizer = read_tokenizer(self.tokenizer)
@@ -187,9 +186,10 @@ def parse_ids(given: list[str] | tuple[str, ...]) -> list[list[int]]:
         ) from error
 
 
-def configuration(path: Path, ignored: Collection[str]) -> "pl.TransformerConfig":
-    """The configuration in a file."""
-    return pl.TransformerConfig.from_dict(read_json(path, ConfigError, "config-not-json"), ignore=ignored)
+def configuration(path: Path) -> Path:
+    """The file of a configuration, of whatever family it is, which is no name of a model."""
+    require_regular(path)
+    return path.absolute()
 
 
 def read_tokenizer(path: Path) -> "pl.Tokenizer":

@@ -46,7 +46,7 @@ def _options(wish: Compare, side: str) -> LoadOptions:
     config, ignored = wish.of_side(side, wish.config), tuple(wish.of_side(side, wish.ignore_config))
     return LoadOptions(
         dtype=next(iter(wish.of_side(side, wish.dtype)), "stored"),
-        config=configuration(Path(config[0]), ignored) if config else None,
+        config=configuration(Path(config[0])) if config else None,
         ignore_config=ignored,
     )
 
