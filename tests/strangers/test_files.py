@@ -61,6 +61,7 @@ OPENED: dict[str, Callable[[], Dict]] = {
     "some in half precision": lambda: half_of(hf_dict(HF), "c_fc"),
     "in bfloat16": lambda: {name: tensor.bfloat16() for name, tensor in hf_dict(HF).items()},
     "the head under an older name": lambda: more(**{"lm_head.decoder.weight": HF.lm_head.weight.detach().clone()}),
+    "the number of a mask": lambda: more(**{"transformer.h.0.attn.masked_bias": torch.tensor([-1e4])}),
     "a mask": lambda: more(**{"transformer.h.0.attn.bias": torch.ones(1, 1, 40, 40).tril()}),
 }
 

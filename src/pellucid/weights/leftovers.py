@@ -196,7 +196,7 @@ def harmless(name: str, tensor: Tensor) -> str | None:
 
 def is_mask(tensor: Tensor) -> bool:
     """Whether a tensor is the causal mask, the number that it masks with, or positions from 0 on."""
-    if tensor.dim() == 0:
+    if tensor.numel() == 1 and tensor.dim() < 2:
         return True
     flat = tensor.reshape(-1)
     if bool((flat.double() == torch.arange(flat.numel())).all()):
