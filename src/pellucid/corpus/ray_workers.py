@@ -12,11 +12,13 @@ import math
 import os
 import platform
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -281,26 +283,28 @@ def _as_it_was() -> Generator[None]:
 
 def _start(ray: Any, processors: int) -> None:
     """Join the Ray at RAY_ADDRESS, else the one that `ray start` began on this computer, else start one."""
-    address = os.environ.get("RAY_ADDRESS") or None
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    found = {**quiet, "include_dashboard": False}
-    own = {**found, "num_cpus": processors}
-    # Without an address Ray looks for one that was begun here: it takes no number of processors, and may have ended.
-    ways = {None: [own, found, {**own, "address": LOCAL}], LOCAL: [own]}.get(address, [quiet])
+    address = os.environ.get("RAY_ADDRESS") or _begun_here() or LOCAL
+    own = {"address": LOCAL, "num_cpus": processors, "include_dashboard": False} if address == LOCAL else {}
     os.environ.setdefault(USAGE, "0")
-    problem: Exception | None = None
-    for way in ways:
-        try:
-            ray.init(**way)
-        except (OSError, RuntimeError, ValueError) as error:
-            problem = error
-        else:
-            return
-    raise InputError(
-        f"ray: cannot be {f'reached at {address!r}' if ways == [quiet] else 'started'}: {problem}",
-        code="ray-address",
-        remedy="Set RAY_ADDRESS=local to work on this computer alone, start Ray there, or use engine='local'.",
-    ) from problem
+    try:
+        ray.init(**own, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"ray: cannot be {f'reached at {address!r}' if not own else 'started'}: {error}",
+            code="ray-address",
+            remedy="Set RAY_ADDRESS=local to work on this computer alone, start Ray there, or use engine='local'.",
+        ) from error
+
+
+def _begun_here() -> str | None:
+    """Where the Ray answers that `ray start` began here; for one that has ended Ray itself looks for minutes."""
+    written = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"  # as Ray says
+    with suppress(OSError, ValueError):
+        address = written.read_text().strip()
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
+            return address
+    return None
 
 
 def _fitting(ray: Any, count: int | None, threads: int) -> int:
