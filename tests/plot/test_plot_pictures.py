@@ -186,6 +186,19 @@ def moved_on(read: Any) -> Any:
     return read.assign_coords(text=read.text.roll(pos=1))
 
 
+def altered(change: Any) -> Any:
+    """What reads an array, and then changes its numbers."""
+
+    def reads(plain: Any) -> Any:
+        def read(*given: Any) -> Any:
+            array = plain(*given)
+            return array.copy(data=change(array.to_numpy()))
+
+        return read
+
+    return reads
+
+
 MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "examples: another token's activation": (
         "examples_5_light", swapped(corpus_figures, "_of_one", lambda plain: lambda *a: plain(*a).roll(offset=1)),
@@ -237,14 +250,14 @@ MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "attention_grid: layers for heads": ("attention_grid_4x4_dark", layers_for_heads),
     "attention_grid: layers for heads, many": ("attention_grid_12x12_light", layers_for_heads),
     "head_scores: layers for heads": (
-        "head_scores_4_light", swapped(heatmaps, "as_numbers", lambda plain: lambda w, given: plain(w, given).T),
+        "head_scores_4_light", swapped(heatmaps, "as_array", altered(lambda numbers: numbers.T)),
     ),
     "head_scores: zero is not in the middle": (
         "head_scores_12_dark",
         lambda patch: patch.setattr(heatmaps, "colour_limits", lambda n: (float(n.min()), float(n.max()) / 2)),
     ),
     "head_scores: upside down": (
-        "head_scores_48_light", swapped(heatmaps, "as_numbers", lambda plain: lambda w, given: plain(w, given)[::-1]),
+        "head_scores_48_light", swapped(heatmaps, "as_array", altered(lambda numbers: numbers[::-1])),
     ),
     "attribution: the others are left out of the sum": (
         "attribution_150_dark",
