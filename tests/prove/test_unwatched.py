@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -90,6 +91,40 @@ def hooked(module: nn.Module) -> bool:
 def test_a_forward_that_asks_for_hooks(watched: bool, small: pl.CkptedTransformer) -> None:
     report = pl.compare(small, Depending(course(small), lambda module: hooked(module) is watched), IDS)
     assert report.verdict == ("equivalent" if watched else "different"), report
+
+
+class InThread(nn.Module):
+    """What it holds runs in a thread of its own, as the replicas of nn.DataParallel do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, given: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self.inner, given).result()
+
+
+def cast(model: pl.CkptedTransformer) -> nn.Module:
+    """The course's program, which rounds to float32 before its head."""
+    made = course(model)
+    made.ln.register_forward_hook(lambda _, given, out: out.float().to(out))
+    return made
+
+
+def test_parts_that_run_in_other_threads_are_not_accused(small: pl.CkptedTransformer) -> None:
+    """In a float64 run they are float64, too, though nothing that is set for a thread is set for theirs."""
+    for mistake, verdict in (("", "equivalent"), ("erf gelu", "different")):
+        part = course(small, mistake)
+        for block in part.blocks:
+            block.linear1 = InThread(block.linear1)
+        for program in (InThread(course(small, mistake)), part):
+            report = pl.compare(small, program, IDS)
+            assert report.verdict == verdict, report
+            assert verdict == "equivalent" or "gelu instead of gelu_new" in str(report.first_divergence)
+    narrow = pl.compare(small, InThread(cast(small)), IDS)
+    assert narrow.verdict == "inconclusive", narrow
+    assert "computes in threads of its own" in " ".join(narrow.notes)
 
 
 def test_gradients_and_modes(small: pl.CkptedTransformer) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -105,13 +106,18 @@ class Program:
     # what its outputs were like, in words, in the order in which it was noticed
     remarks: dict[str, None] = field(default_factory=dict)
     call: Call | None = None  # how it wants to be called; found at the first run
+    threaded: bool = False  # whether it computes in other threads, where what widens operations is not in force
 
     def run(
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
     ) -> dict[str, Tensor]:
         recorder = _Recorder(tuple(ids.shape), forced or {})
-        output = self._watched(recorder, ids, conditions)
-        return {**recorder.values(), LOGITS: self._logits(output, ids)}
+        logits = self._logits(self._watched(recorder, ids, conditions), ids)
+        narrow = conditions.double and logits.dtype == torch.float32
+        if (recorder.elsewhere or narrow) and not self.threaded:
+            self.threaded = True
+            return self.run(ids, forced, conditions) if conditions.double else {**recorder.values(), LOGITS: logits}
+        return {**recorder.values(), LOGITS: logits}
 
     def until(self, point: str, ids: Tensor, conditions: Conditions = Conditions()) -> Tensor | None:
         """The value of a point, from a run that ends there; None if nothing shows it."""
@@ -122,7 +128,8 @@ class Program:
 
     def _watched(self, recorder: _Recorder, ids: Tensor, conditions: Conditions) -> Any:
         """Run with a recorder at every site, and give what the program gives."""
-        with self.loan.taken(double=conditions.double) as module, torch.no_grad(), eagerly():
+        loan = self.loan.doubled() if conditions.double and self.threaded else self.loan
+        with loan.taken(double=conditions.double) as module, torch.no_grad(), eagerly():
             named = dict(module.named_modules())
             for number, site in enumerate(self.sites):
                 recorder.watch(number, site, named[site.module])
@@ -241,6 +248,7 @@ class _Recorder:
         self.seen: dict[int, list[dict[str, Tensor]]] = {}
         self.sites: dict[int, ModuleSite] = {}
         self.placed: set[tuple[str, tuple[int, int] | None]] = set()
+        self.home, self.elsewhere = threading.get_ident(), False
 
     def watch(self, number: int, site: ModuleSite, module: nn.Module) -> None:
         self.sites[number] = site
@@ -260,6 +268,7 @@ class _Recorder:
             module.register_forward_hook(leaving)
 
     def _pass(self, number: int, site: ModuleSite, value: Any) -> Any:
+        self.elsewhere |= threading.get_ident() != self.home
         calls = self.seen.setdefault(number, [])
         readable = isinstance(value, Tensor) and not is_batched(value)  # under vmap, all rows run at once
         shown = _as_rows(value, self.shape) if readable else None
