@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pellucid.network import Network, Unembedding
 from pellucid.numerics import nonlinear
+from pellucid.numerics.constants import gelus
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Change:
     begins: str = "end"  # where it shows first if no block is changed: "embeddings", "blocks" or "end"
     of_logits: bool = False  # whether it needs the logits of all tokens at once
     harmless: bool = False  # whether it is rounding all the same
+    slight: bool = False  # whether it is rounding, so it explains no large error
 
 
 def replaced(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
@@ -102,8 +104,9 @@ def other_functions(right: str) -> Iterator[tuple[str, Callable[[Tensor], Tensor
 
 
 def activations(right: str) -> Iterator[Change]:
-    """Another activation function."""
-    return (Change(words, _acting(function)) for words, function in other_functions(right))
+    """Another activation function, or its constants in other digits."""
+    yield from (Change(w, _acting(function), harmless=exact, slight=exact) for w, function, exact in gelus(right))
+    yield from (Change(words, _acting(function)) for words, function in other_functions(right))
 
 
 def _acting(function: Callable[[Tensor], Tensor]) -> Callable[[Any], None]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from bare import ANY, GPT2S, LLAMAS, NEOXES, ROTARY, SPELLINGS, TURNED, Bare, Stage
 
 import pellucid as pl
@@ -71,6 +72,16 @@ def test_a_wrong_one_is_told_by_its_cause(family: str, words: str, monkeypatch: 
     report = compared(family, stages)
     assert report.verdict == "different", report
     assert cause in (report.first_divergence.cause or ""), report
+
+
+def test_a_constant_of_gelu_in_other_digits() -> None:
+    def compared_with(root: float) -> Any:
+        return compared("gpt_neox", {"act": lambda m, x: 0.5 * x * (1 + torch.erf(x / root))})
+
+    right, wrong = compared_with(1.41421356), compared_with(1.4142)
+    assert right.verdict == "equivalent", right
+    assert "so that this is rounding" in right.notes[-1]
+    assert "GELU's constant is 1 / 1.4142" in str(wrong.first_divergence), wrong
 
 
 def test_mutants_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

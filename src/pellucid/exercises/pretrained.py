@@ -30,6 +30,7 @@ from pellucid.exercises.result import (
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.gpt2.formulas import Sizes
+from pellucid.numerics.constants import TANH
 from pellucid.open import from_hf, load
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
@@ -40,7 +41,6 @@ from pellucid.run.model import CkptedTransformer
 
 PROMPT = "Former President of the United States of America, George"
 EXPECTED = (" Washington", " Bush")
-TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 
 
 def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:

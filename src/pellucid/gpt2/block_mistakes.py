@@ -19,11 +19,10 @@ from pellucid.gpt2.mistake import (
     TWICE,
     UNUSED,
     Mistake,
-    gelus,
-    scales,
 )
 from pellucid.gpt2.parts import PlainBlock, pre_norm
 from pellucid.numerics import nonlinear
+from pellucid.numerics.constants import gelus, scales
 
 # LayerNorm
 

@@ -79,6 +79,7 @@ def suspect_of(change: Change, scratch: Scratch, blocks: tuple[int, ...] | None 
         is_of_order=change.begins == "blocks",
         is_of_logits=change.of_logits,
         harmless=change.harmless,
+        slight=change.slight,
     )
 
 
