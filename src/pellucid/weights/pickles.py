@@ -75,7 +75,8 @@ def read_pickle(path: Path) -> object:
         with _LOCK, torch.serialization.safe_globals(allowed), path.open("rb") as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is an error below
             # By its name torch maps a file; one that ends with .safetensors it would read as such.
-            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+            source = path if mapped else _as_torch_reads(file) if compressed else file
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except PermissionError as problem:
         raise unreadable(path, problem) from problem
     except pickle.UnpicklingError as problem:
@@ -135,6 +136,20 @@ def _inflates(path: Path, file: BinaryIO) -> bool:
             remedy="Do not use this file unless you trust its author; then save its tensors again with torch.save.",
         )
     return compressed
+
+
+def _as_torch_reads(file: BinaryIO) -> BinaryIO:
+    """An archive that torch can read: entries compressed otherwise than deflated are stored, in memory."""
+    with zipfile.ZipFile(file) as archive:
+        if all(entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in archive.infolist()):
+            file.seek(0)
+            return file
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w") as stored:
+            for name in archive.namelist():
+                stored.writestr(name, archive.read(name))
+    made.seek(0)
+    return made
 
 
 def _streams(file: BinaryIO, packed: bool) -> Iterator[BinaryIO]:
