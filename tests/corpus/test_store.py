@@ -707,7 +707,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
         test_what_is_not_there_is_made,
     ),
     "values are not compared": (
-        identity, "_same_bits", lambda plain: lambda a, b: torch.ones(len(a), dtype=torch.bool),
+        identity, "bits", lambda plain: lambda tensor: torch.zeros_like(plain(tensor)),
         test_a_changed_bit_is_found,
     ),
 }  # fmt: skip
