@@ -175,7 +175,7 @@ WORDS: Mapping[str, Words] = {
     "sweep-memory": "Give shorter texts, or --names of one block, such as blocks.0.resid_pre.",
     "pad-without-mask": "Give the ids without what fills them up.",
     "pattern-for-a-name": (r"`ckpts\.stack.*", _NAMES),
-    "ray-address": "Set RAY_ADDRESS=local to work on this computer alone, start Ray there, or give --engine local.",
+    "ray-address": "Set RAY_ADDRESS to local to work on this computer alone, start Ray there, or give --engine local.",
     "ray-lost": "Most often memory is short, or a computer has another pellucid: give fewer --workers, or "
     "--engine local. What is whole is kept.",
     "ray-machine": "Use computers of one kind with one version of torch, or --engine local.",
