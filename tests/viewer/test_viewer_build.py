@@ -15,17 +15,26 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "viewer"
 
 
-def test_rebuilding_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_rebuilding_gives_the_same_bytes_of_libraries_that_the_notice_names(tmp_path: Path) -> None:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("node and npm build the viewer, and they are not on this machine")
-    if not (SOURCES / "node_modules" / "esbuild").is_dir():
+    package = json.loads((SOURCES / "package.json").read_text(encoding="utf-8"))
+    if not all(
+        (SOURCES / "node_modules" / name).is_dir() for name in package["dependencies"] | package["devDependencies"]
+    ):
         installed = subprocess.run([npm, "ci"], cwd=SOURCES, capture_output=True, text=True, check=False)
         if installed.returncode:
             pytest.skip(f"npm ci needs a registry: {installed.stderr[-200:]}")
-    built = tmp_path / "viewer.js"
-    subprocess.run([node, "build.mjs", built], cwd=SOURCES, check=True)
+    built, parts = tmp_path / "viewer.js", tmp_path / "parts.json"
+    subprocess.run([node, "build.mjs", built, parts], cwd=SOURCES, check=True)
     assert built.read_bytes() == VIEWER.read_bytes(), "the built viewer is old: make viewer"
+    (output,) = json.loads(parts.read_text(encoding="utf-8"))["outputs"].values()
+    files = [name for name, part in output["inputs"].items() if part["bytesInOutput"]]
+    libraries = {found[1] for found in map(re.compile(r"node_modules/((?:@[^/]+/)?[^/]+)").match, files) if found}
+    notice = (SOURCES / "NOTICE").read_text(encoding="utf-8")
+    assert {"preact", "d3-path"} <= libraries
+    assert {library for library in libraries if not re.search(rf"{library}[ :,]", notice)} == set()
 
 
 def test_the_built_file_is_small_and_asks_for_nothing() -> None:

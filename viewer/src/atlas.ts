@@ -1,5 +1,6 @@
 // The atlas's map: which checkpoint lies where, and which number of it a place shows.
 
+import { max, quantileSorted } from "d3-array";
 import { diverging, sequential, type Palette, type Scale } from "./colors";
 import { pixels } from "./surface";
 import type { Block, Point, Trace } from "./trace";
@@ -73,7 +74,7 @@ export function mapOf(trace: Trace, minus: Trace | null = null): Chart {
     x += width + GAP;
   }
   // Lines are as high as makes the whole the shape of a page, however many blocks there are.
-  const width = Math.max(...tiles.map((tile) => tile.x + tile.width));
+  const width = max(tiles, (tile) => tile.x + tile.width)!;
   const each = (0.62 * width) / (line + 1);
   const tall = Math.max(14, Math.min(300, 0.6 * each, 10 * Math.max(6, trace.length)));
   const label = Math.min(52, 0.34 * each + 4);
@@ -109,7 +110,7 @@ export function lookOf(tile: Tile, palette: Palette): Look {
     if (Number.isFinite(value)) sample.push(value);
   }
   sample.sort((a, b) => a - b);
-  const reach = sample[Math.floor(0.99 * (sample.length - 1))] || 1;
+  const reach = quantileSorted(sample, 0.99) || 1;
   const scale = /pattern$/.test(tile.point.name) && !tile.minus ? sequential(0, 1, palette.dark) : diverging(reach, palette.dark);
   const made = { scale, picture: pixels(tile.rows, tile.columns, (row, column) => valueAt(tile, row, column), scale) };
   known.set(palette.dark, made);

@@ -1,5 +1,6 @@
 // Beside every screen while a run is edited: which run is drawn, what was changed, and how far that went.
 
+import { Note, Plain } from "./inputs";
 import { editsOf, HOWS, nameOf, ranOf, remove, undo } from "./edits";
 import { effectOf } from "./effects";
 import { useApp } from "./state";
@@ -13,7 +14,7 @@ export function EditBar() {
   const { edits: said } = app.trace.value.header;
   if (!base) {
     if (!said.length) return null;
-    return <p class="note">This run was edited: {said.map((edit) => `${edit.name}${edit.heads ? ` heads ${String(edit.heads)}` : ""} ${edit.how}`).join("; ")}.</p>;
+    return <Note>This run was edited: {said.map((edit) => `${edit.name}${edit.heads ? ` heads ${String(edit.heads)}` : ""} ${edit.how}`).join("; ")}.</Note>;
   }
   const edited = app.edited.value;
   const { kl, tokens, logit_difference: difference } = effectOf(base, edited);
@@ -43,13 +44,13 @@ export function EditBar() {
         {!app.server && edited.header.edits.map((edit) => <li>{`${edit.name}${edit.heads ? ` head ${String(edit.heads)}` : ""}${edit.pos ? ` position ${String(edit.pos)}` : ""}: ${edit.how}`}</li>)}
       </ul>
       {app.server && (
-        <button type="button" class="plain" disabled={!ranOf(app).past.value.length} onClick={() => undo(app)}>
+        <Plain disabled={!ranOf(app).past.value.length} onClick={() => undo(app)}>
           Undo
-        </button>
+        </Plain>
       )}
-      <p class="note">
+      <Note>
         KL {number(kl)} nats{control ? ` (${other}: ${number(control.kl)})` : ""} · {quoted(base.piece(tokens[0]))} − {quoted(base.piece(tokens[1]))}: {number(difference[0])} → {number(difference[1])}
-      </p>
+      </Note>
     </section>
   );
 }

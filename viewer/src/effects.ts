@@ -1,5 +1,6 @@
 // How far an edit goes, from the logits of both runs: exact in a file, too.
 
+import { maxIndex } from "d3-array";
 import { softmax } from "./sampling";
 import type { Trace } from "./trace";
 
@@ -13,7 +14,7 @@ function measured(base: Trace, edited: Trace) {
   if (known?.of === base) return known;
   const [before, after] = [base, edited].map((trace) => Float64Array.from(trace.need("prediction.logits").raw));
   const shares = { base: softmax(before), edited: softmax(after) };
-  const top = (values: Float64Array, but = -1) => values.reduce((best, value, id) => (id !== but && (best < 0 || value > values[best]) ? id : best), -1);
+  const top = (values: Float64Array, but = -1) => maxIndex(values, (value, id) => (id === but ? NaN : value));
   const first = top(before);
   const second = top(before, first);
   const norm = (logits: Float64Array) => {

@@ -5,6 +5,7 @@ import { computed, signal, useComputed, useSignal, useSignalEffect } from "@prea
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { DARK, LIGHT, type Palette } from "./colors";
+import { Note } from "./inputs";
 import { upTo } from "./lists";
 import { type App, useApp } from "./state";
 import { CanvasSurface, type Surface } from "./surface";
@@ -361,9 +362,9 @@ export function TableView({ table, title }: { table: Table; title: string }) {
         </tbody>
       </table>
       {(table.note || table.rows.length > MOST_ROWS) && (
-        <p class="note">
+        <Note>
           {table.note} {table.rows.length > MOST_ROWS && `The first ${MOST_ROWS} of ${table.rows.length} rows; CSV and JSON hold them all.`}
-        </p>
+        </Note>
       )}
     </div>
   );

@@ -5,7 +5,7 @@ import { Choice } from "./inputs";
 import { useApp, useParam, type App } from "./state";
 import { pythonText, quoted, visible } from "./text";
 import { each } from "./lists";
-import { isBare } from "./trace";
+import { PARTS, isBare } from "./trace";
 
 /** The name of a row of the lens. */
 export const rowName = (row: number): string => (row ? `after ${row - 1}` : "embeddings");
@@ -105,7 +105,7 @@ export function partsAt(app: App): Parts {
   const [row, pos] = [pinned(app, app.param<number>("row", -1).value), app.atQuery.value];
   const layer = Math.max(0, row - 1);
   const last = trace.layers - 1;
-  const block = trace.block("attribution.components");
+  const block = trace.block(PARTS);
   const own = block && { of: block.entry.of!, values: each(block.size, (i) => block.value(i)), layer: last, pos: target.pos };
   if (own && (!app.server || (id === target.id && layer === last && pos === target.pos))) return own;
   const token = id ?? piece;

@@ -1,5 +1,6 @@
 // Attention heads: small pictures of their patterns, and the exact steps from queries and keys to shares.
 
+import { max } from "d3-array";
 import { signal, type Signal } from "@preact/signals";
 import { asked } from "./asked";
 import type { Server } from "./source";
@@ -90,7 +91,7 @@ export function steps(found: Vectors, scale: number, head: number, query: number
     out.push({ key, product, scaled: product * scale, share: 0, masked: key > query });
   }
   const seen = out.slice(0, query + 1);
-  const most = Math.max(...seen.map((step) => step.scaled));
+  const most = max(seen, (step) => step.scaled)!;
   let sum = 0;
   for (const step of seen) sum += step.share = Math.exp(step.scaled - most);
   for (const step of seen) step.share /= sum;

@@ -1,6 +1,7 @@
-// What the screens' controls share: a choice from a list, and a box to tick.
+// What the screens' controls share: a choice from a list, a box to tick, a button, and a line of explanation.
 
 import type { Signal } from "@preact/signals";
+import type { ButtonHTMLAttributes, ComponentChildren } from "preact";
 
 type ChoiceProps = {
   label: string;
@@ -33,3 +34,6 @@ export function Tick({ label, at, title }: { label: string; at: Signal<boolean>;
   );
 }
 
+export const Plain = (props: ButtonHTMLAttributes) => <button type="button" class="plain" {...props} />;
+
+export const Note = (props: { children: ComponentChildren }) => <p class="note" {...props} />;

@@ -1,10 +1,11 @@
 // Marks that several screens share: bars in rows, heat maps with labelled axes, and the key of a colour scale.
 
+import { extent, max } from "d3-array";
+import { scaleLinear, type ScaleLinear } from "d3-scale";
 import { diverging, inkOn, type Palette, type Scale } from "./colors";
 import type { Drawing, Grid } from "./figure";
 import { widthOf, type Surface } from "./surface";
-import { number } from "./text";
-import { each } from "./lists";
+import { number, round } from "./text";
 
 /** Cells in rows and columns: where each is, and which one a point is in; `loose` counts what is beside a row as its next cell. */
 export function lattice(rows: number, columns: number, [x, y]: number[], [width, height]: number[], [across, down] = [width, height], loose = false): Pick<Grid, "rows" | "columns" | "box" | "find"> {
@@ -65,15 +66,16 @@ function barsBeside(options: BarOptions, before: Drawing): Drawing {
 /** Horizontal bars, one row each; negative values go to the left of a common zero. */
 export function barRows(options: BarOptions): Drawing {
   const { width, palette, bars, rowHeight = 24, mono = true } = options;
-  const textsOf = (sign: number) => Math.max(...bars.map((bar) => (bar.value < 0 === sign < 0 ? widthOf(bar.text ?? number(bar.value), { size: 12 }) : 0)), 20) + 12;
+  const textsOf = (sign: number) => Math.max(20, max(bars, (bar) => (bar.value < 0 === sign < 0 ? widthOf(bar.text ?? number(bar.value), { size: 12 }) : 0)) ?? 0) + 12;
   const [before, after] = [textsOf(-1), textsOf(1)];
-  const lowest = Math.min(0, ...bars.map((bar) => Math.min(bar.value, bar.behind ?? 0)));
-  const highest = options.most ?? Math.max(0, ...bars.map((bar) => Math.max(bar.value, bar.behind ?? 0)));
+  const [lowest = 0, most = 0] = extent(bars.flatMap((bar) => [0, bar.value, bar.behind ?? 0]));
+  const highest = options.most ?? most;
   const texts = after + (lowest < 0 ? before : 0);
-  const labels = Math.min(width * 0.4, Math.max(70, width - texts - 30), Math.max(24, ...bars.map((bar) => widthOf(bar.label, { size: 12.5, mono }))) + 10);
-  const room = width - labels - texts;
-  const perUnit = room / (highest - lowest || 1);
-  const zero = labels + (lowest < 0 ? before - lowest * perUnit : 0);
+  const labels = Math.min(width * 0.4, Math.max(70, width - texts - 30), Math.max(24, max(bars, (bar) => widthOf(bar.label, { size: 12.5, mono })) ?? 0) + 10);
+  const start = labels + (lowest < 0 ? before : 0);
+  const place = scaleLinear([lowest, highest > lowest ? highest : lowest + 1], [start, start + width - labels - texts]);
+  const zero = place(0);
+  const longOf = (value: number) => Math.abs(place(value) - zero);
   const height = bars.length * rowHeight + 4;
   const draw = (surface: Surface) => {
     bars.forEach((bar, row) => {
@@ -82,13 +84,13 @@ export function barRows(options: BarOptions): Drawing {
       const color = bar.color ?? (bar.value < 0 ? palette.warm : palette.accent);
       surface.text(0, middle, bar.label, { size: 12.5, mono, fill: palette.ink, baseline: "middle", fit: labels - 8 });
       if (bar.behind !== undefined) {
-        const w = Math.abs(bar.behind) * perUnit;
+        const w = longOf(bar.behind);
         surface.rect(bar.behind < 0 ? zero - w : zero, y + 3, w, rowHeight - 6, { fill: palette.line, radius: 3 });
       }
-      const w = Math.max(Math.abs(bar.value) * perUnit, bar.value ? 1 : 0);
+      const w = Math.max(longOf(bar.value), bar.value ? 1 : 0);
       const inset = bar.behind === undefined ? 5 : 7;
       surface.rect(bar.value < 0 ? zero - w : zero, y + inset, w, rowHeight - 2 * inset, { fill: color, radius: 3 });
-      const reach = Math.max(w, bar.behind !== undefined && bar.behind * bar.value > 0 ? Math.abs(bar.behind) * perUnit : 0);
+      const reach = Math.max(w, bar.behind !== undefined && bar.behind * bar.value > 0 ? longOf(bar.behind) : 0);
       surface.text(bar.value < 0 ? zero - reach - 6 : zero + reach + 6, middle, bar.text ?? number(bar.value), {
         size: 12,
         fill: palette.muted,
@@ -143,14 +145,20 @@ type HeatOptions = {
   lit?: () => { row: number; column: number };
 };
 
-/** Round numbers between two, about as many as asked for. */
-export function ticks(low: number, high: number, count: number): number[] {
-  const rough = (high - low) / Math.max(1, count);
-  if (!(rough > 0) || !Number.isFinite(rough)) return [];
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((times) => times * power >= rough * (1 - 1e-9))!;
-  const first = Math.ceil(low / step - 1e-9);
-  return each(Math.floor(high / step + 1e-9) - first + 1, (i) => Number(((first + i) * step).toPrecision(12)));
+/** Lines across at round numbers, which are written at the left; that at zero may be another colour. */
+export function levels(surface: Surface, palette: Palette, y: (value: number) => number, values: number[], [left, right]: number[], zero = palette.grid): void {
+  for (const value of values) {
+    surface.rect(left, y(value) - 0.5, right - left, 1, { fill: value ? palette.grid : zero });
+    surface.text(left - 7, y(value), round(value), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle", fit: left - 8 });
+  }
+}
+
+/** The round numbers of a scale from left to right, written under a line from top to foot at each. */
+export function uprights(surface: Surface, palette: Palette, x: ScaleLinear<number, number>, count: number, [top, foot]: number[]): void {
+  for (const value of x.ticks(count)) {
+    surface.rect(x(value) - 0.5, top, 1, foot - top, { fill: value ? palette.grid : palette.line });
+    surface.text(x(value), foot + 15, round(value), { size: 10.5, fill: palette.muted, anchor: "middle" });
+  }
 }
 
 /** Every how many labels one is written, so that they do not run into each other. */
@@ -192,7 +200,7 @@ export function heatMap(options: HeatOptions): Drawing {
   const { width, palette, rows, columns, at, scale, rowLabels, columnLabels, mono = true, cellText } = options;
   const size = 12;
   const longest = (labels: string[], most: number) =>
-    Math.min(most, Math.max(12, ...(labels.length > 400 ? labels.slice(0, 400) : labels).map((label) => widthOf(label, { size, mono }))));
+    Math.min(most, Math.max(12, max(labels.slice(0, 400), (label) => widthOf(label, { size, mono })) ?? 0));
   const left = Math.ceil(longest(rowLabels, Math.min(120, width * 0.28))) + 10 + (options.rowTitle ? 18 : 0);
   const topRoom = Math.ceil(longest(columnLabels, 96));
   const room = width - left - 4;

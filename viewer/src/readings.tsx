@@ -1,6 +1,7 @@
 // Short pages for someone who meets a transformer for the first time, beside whatever screen is shown.
 
 import { useEffect, useRef } from "preact/hooks";
+import { Note } from "./inputs";
 import { useApp } from "./state";
 
 /** The list of readings; nothing where the page brings none. */
@@ -9,7 +10,7 @@ export function ReadingList() {
   if (!app.readings.length) return null;
   return (
     <div class="reading-list">
-      <p class="note">Readings</p>
+      <Note>Readings</Note>
       {app.readings.map(({ slug, title }) => (
         <button type="button" key={slug} onClick={() => app.read(slug)}>
           {title}

@@ -1,6 +1,6 @@
 // The river's arithmetic: the parts of one logit, grouped into streams that grow from layer to layer.
 
-import type { Trace } from "./trace";
+import { PARTS, type Trace } from "./trace";
 import { visible } from "./text";
 
 /** One part of the logit: a component of the model, and for heads each source token. */
@@ -28,7 +28,7 @@ export function partsOf(trace: Trace): Part[] {
 const found = new WeakMap<Trace, Part[]>();
 
 function allParts(trace: Trace): Part[] {
-  const block = trace.need("attribution.components");
+  const block = trace.need(PARTS);
   const sources = trace.block("attribution.sources");
   const out: Part[] = [];
   block.entry.of!.forEach((name, i) => {
@@ -94,7 +94,7 @@ export function streams(trace: Trace, by: string, minus: Trace | null = null): S
     const at = names.indexOf(names.includes(name) ? name : rest);
     adds[at][stepOf(part)] += part.value;
   }
-  const block = trace.need("attribution.components");
+  const block = trace.need(PARTS);
   for (let i = 0; i < block.size; i++) total += block.value(i);
   const sums = adds.map((row) => {
     let sum = 0;

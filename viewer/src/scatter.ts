@@ -1,10 +1,12 @@
 // Dots with their labels, as many as fit without touching; the cells of the figure are the dots, in their order.
 
+import { extent } from "d3-array";
+import { scaleLinear } from "d3-scale";
+import { line } from "d3-shape";
 import type { Palette } from "./colors";
 import type { Drawing } from "./figure";
-import { ticks } from "./marks";
-import { lineThrough, widthOf, type Surface } from "./surface";
-import { round } from "./text";
+import { levels, uprights } from "./marks";
+import { widthOf, type Surface } from "./surface";
 
 export type Dot = { x: number; y: number; label: string; color: string };
 
@@ -29,13 +31,20 @@ type ScatterOptions = {
 };
 
 /** From data to pixels along one axis, with some room at both ends. */
-function along(values: number[], from: number, to: number): { low: number; high: number; place: (value: number) => number } {
-  const seen = values.filter(Number.isFinite);
-  let [low, high] = [Math.min(...seen), Math.max(...seen)];
-  if (!(high > low)) [low, high] = [(seen[0] ?? 0) - 1, (seen[0] ?? 0) + 1];
-  const room = 0.06 * (high - low);
-  [low, high] = [low - room, high + room];
-  return { low, high, place: (value) => from + ((value - low) / (high - low)) * (to - from) };
+export function along(values: number[], from: number, to: number) {
+  const [low = 0, high = 0] = extent(values.filter(Number.isFinite));
+  const room = high > low ? 0.06 * (high - low) : 1.12;
+  return scaleLinear([low - room, high + room], [from, to]);
+}
+
+/** Make one unit as long on both axes, about their middles. */
+export function equally(...both: ReturnType<typeof along>[]): void {
+  const unit = Math.min(...both.map((axis) => Math.abs(axis(1) - axis(0))));
+  for (const axis of both) {
+    const [[low, high], [from, to]] = [axis.domain(), axis.range()];
+    const [middle, reach] = [(low + high) / 2, Math.abs(to - from) / unit / 2];
+    axis.domain([middle - reach, middle + reach]);
+  }
 }
 
 type Box = [number, number, number, number];
@@ -71,31 +80,17 @@ export function scatterPlot(options: ScatterOptions): Drawing {
   const { width, height, palette, dots, equal = false } = options;
   const [left, right, top, foot] = [56, 10, 10, 42];
   const frame: Box = [left, top, width - right, height - foot];
-  let [h, v] = [along(dots.map((dot) => dot.x), left, width - right), along(dots.map((dot) => dot.y), height - foot, top)];
-  if (equal) {
-    const per = Math.max((h.high - h.low) / (width - right - left), (v.high - v.low) / (height - foot - top));
-    const wide = (axis: typeof h, from: number, to: number) => {
-      const middle = (axis.low + axis.high) / 2;
-      const reach = (per * Math.abs(to - from)) / 2;
-      return { low: middle - reach, high: middle + reach, place: (value: number) => from + ((value - middle + reach) / (2 * reach)) * (to - from) };
-    };
-    [h, v] = [wide(h, left, width - right), wide(v, height - foot, top)];
-  }
-  const at = dots.map((dot): [number, number] => [h.place(dot.x), v.place(dot.y)]);
+  const [h, v] = [along(dots.map((dot) => dot.x), left, width - right), along(dots.map((dot) => dot.y), height - foot, top)];
+  if (equal) equally(h, v);
+  const at = dots.map((dot): [number, number] => [h(dot.x), v(dot.y)]);
   const radius = Math.max(2.5, Math.min(5.5, 40 / Math.sqrt(dots.length)));
   const named = labels(dots, at, radius, frame);
   const draw = (surface: Surface) => {
-    for (const value of ticks(h.low, h.high, width / 90)) {
-      surface.rect(h.place(value) - 0.5, top, 1, height - foot - top, { fill: value ? palette.grid : palette.line });
-      surface.text(h.place(value), height - foot + 15, round(value), { size: 10.5, fill: palette.muted, anchor: "middle" });
-    }
-    for (const value of ticks(v.low, v.high, height / 70)) {
-      surface.rect(left, v.place(value) - 0.5, width - right - left, 1, { fill: value ? palette.grid : palette.line });
-      surface.text(left - 6, v.place(value), round(value), { size: 10.5, fill: palette.muted, anchor: "end", baseline: "middle", fit: left - 20 });
-    }
+    uprights(surface, palette, h, width / 90, [top, height - foot]);
+    levels(surface, palette, v, v.ticks(height / 70), [left, width - right], palette.line);
     surface.text((left + width - right) / 2, height - 6, options.xTitle, { size: 11.5, fill: palette.muted, anchor: "middle", fit: width - left - right });
     surface.text(8, (top + height - foot) / 2, options.yTitle, { size: 11.5, fill: palette.muted, anchor: "middle", baseline: "middle", turn: -90, fit: height - foot - top });
-    if (options.join) surface.path(lineThrough(at), { stroke: palette.muted, width: 1, opacity: 0.45 });
+    if (options.join) surface.path(line()(at), { stroke: palette.muted, width: 1, opacity: 0.45 });
     dots.forEach((dot, i) => surface.circle(...at[i], radius, { fill: dot.color, stroke: options.outlined ? palette.muted : palette.panel, width: 1 }));
     for (const { i, x, y } of named) surface.text(x, y, dots[i].label, { size: 11.5, mono: true, fill: palette.ink, baseline: "middle" });
   };

@@ -21,7 +21,7 @@ export type PathOptions = { fill?: string; stroke?: string; width?: number; dash
 export interface Surface {
   rect(x: number, y: number, width: number, height: number, options: PathOptions & { radius?: number }): void;
   /** SVG path data. */
-  path(data: string, options: PathOptions): void;
+  path(data: string | null, options: PathOptions): void;
   circle(x: number, y: number, radius: number, options: PathOptions): void;
   text(x: number, y: number, text: string, options: TextOptions): void;
   /** Rows by columns of values, drawn as cells in the colours of a scale; NaN cells stay empty. */
@@ -107,8 +107,8 @@ export class CanvasSurface implements Surface {
     this.finish(options, path);
   }
 
-  path(data: string, options: PathOptions): void {
-    this.finish(options, new Path2D(data));
+  path(data: string | null, options: PathOptions): void {
+    this.finish(options, new Path2D(data ?? ""));
   }
 
   circle(x: number, y: number, radius: number, options: PathOptions): void {
@@ -180,8 +180,8 @@ export class SvgSurface implements Surface {
     );
   }
 
-  path(data: string, options: PathOptions): void {
-    this.parts.push(`<path d="${data}" ${this.style(options)}/>`);
+  path(data: string | null, options: PathOptions): void {
+    this.parts.push(`<path d="${data ?? ""}" ${this.style(options)}/>`);
   }
 
   circle(x: number, y: number, radius: number, options: PathOptions): void {
@@ -238,18 +238,4 @@ export class SvgSurface implements Surface {
       `<title>${escaped(title)}</title><rect width="100%" height="100%" fill="${background}"/>${this.parts.join("")}</svg>\n`
     );
   }
-}
-
-/** SVG path data of a line through points; NaN breaks it. */
-export function lineThrough(points: [number, number][]): string {
-  let out = "";
-  let pen = false;
-  for (const [x, y] of points) {
-    if (Number.isNaN(y)) pen = false;
-    else {
-      out += `${pen ? "L" : "M"}${short(x)} ${short(y)}`;
-      pen = true;
-    }
-  }
-  return out;
 }

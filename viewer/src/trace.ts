@@ -261,6 +261,9 @@ export function like(value: any, example: any, where: string): void {
   if (kind === "object") for (const key of Object.keys(isList ? value : example)) like(value[key], isList ? example[0] : example[key], `${where}.${key}`);
 }
 
+/** The block with all parts of the logit. */
+export const PARTS = "attribution.components";
+
 /** Axes -> the blocks that have them; `of` is as long as the block's list of names, `lower` counts the keys of all queries. */
 const SHAPES: Record<string, string> = {
   "of layer head": "attention.measures",
@@ -274,7 +277,7 @@ const SHAPES: Record<string, string> = {
   "layer pos head d_head": "attention.q",
   "layer pos head_kv d_head": "attention.k",
   "layer head pos": "attention.value_norm attribution.sources",
-  of: "attribution.components",
+  of: PARTS,
   one: "attribution.logit",
   "layer pos d_mlp": "neurons.pre neurons.post",
   "layer d_mlp": "neurons.effect",
@@ -326,7 +329,7 @@ function check(header: Header): void {
     const entry = blocks[`atlas.${point.name}`];
     if (entry) has(`block atlas.${point.name}`, entry.shape, entry.layout === "lower" ? [point.shape[1], known.lower] : point.shape.slice(1));
   }
-  const [counts, pca, parts] = [blocks["distributions.counts"], blocks["embeddings.pca"], blocks["attribution.components"]];
+  const [counts, pca, parts] = [blocks["distributions.counts"], blocks["embeddings.pca"], blocks[PARTS]];
   const beyond = parts?.of!.find((name) => Number(/^blocks\.(\d+)/.exec(name)?.[1] ?? -1) >= sizes.layer);
   if (beyond) throw new TraceError(`attribution.components names ${beyond}, but the model has ${sizes.layer} layers`);
   if (counts) {

@@ -6,7 +6,7 @@ import { indexAt, lookOf, mapOf, nameAt, valueAt, type Chart, type Tile } from "
 import { told } from "../checkpoints";
 import { inkOn, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
-import { Choice } from "../inputs";
+import { Choice, Plain } from "../inputs";
 import { Missing } from "../missing";
 import { useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
@@ -204,15 +204,15 @@ function Map({ chart }: { chart: Chart }) {
       controls={
         <>
           <Choice label="Checkpoint" at={focus} of={{ "": "the whole model", ...Object.fromEntries(chart.tiles.map(({ point }) => [point.name, point.name])) }} />
-          <button type="button" class="plain" aria-label="Zoom in" onClick={() => zoom(size.value.width / 2, size.value.height / 2, 1.6)}>
+          <Plain aria-label="Zoom in" onClick={() => zoom(size.value.width / 2, size.value.height / 2, 1.6)}>
             +
-          </button>
-          <button type="button" class="plain" aria-label="Zoom out" onClick={() => zoom(size.value.width / 2, size.value.height / 2, 1 / 1.6)}>
+          </Plain>
+          <Plain aria-label="Zoom out" onClick={() => zoom(size.value.width / 2, size.value.height / 2, 1 / 1.6)}>
             −
-          </button>
-          <button type="button" class="plain" onClick={() => go(null)}>
+          </Plain>
+          <Plain onClick={() => go(null)}>
             Whole model
-          </button>
+          </Plain>
         </>
       }
       table={() => {

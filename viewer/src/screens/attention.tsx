@@ -1,5 +1,6 @@
 // Attention: every head as a small picture, one head large, and the steps from q · k to a share.
 
+import { max } from "d3-array";
 import { diverging, sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { Formula } from "../formula";
@@ -265,8 +266,8 @@ function Steps() {
     const [rowHeight, head, gap] = [23, 24, 12];
     const left = Math.min(130, width * 0.26);
     const column = (width - left - gap * 3) / 4;
-    const reach = Math.max(...rows.map((step) => Math.abs(step.product)), 1e-9);
-    const scaledReach = Math.max(...rows.map((step) => Math.abs(step.scaled)), 1e-9);
+    const reach = max(rows, (step) => Math.abs(step.product)) || 1e-9;
+    const scaledReach = max(rows, (step) => Math.abs(step.scaled)) || 1e-9;
     const draw = (surface: Surface) => {
       STEP_NAMES.forEach((title, i) => surface.text(left + i * (column + gap), 12, title, { size: 11.5, fill: palette.muted }));
       rows.forEach((step, row) => {

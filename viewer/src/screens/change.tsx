@@ -1,18 +1,19 @@
 // Change it: set a part of the model to zero or its mean, or take it from another text, and see what follows.
 
+import { Gap } from "../missing";
 import { diverging, type Palette } from "../colors";
 import { add, chosen, HOWS, nameOf, ranOf, serveCommand, type How, type Judged, type What } from "../edits";
 import { effectOf, sharesOf } from "../effects";
 import { Figure, type Drawing } from "../figure";
 import { rowName } from "../follow";
-import { Choice, Tick } from "../inputs";
+import { Choice, Note, Tick } from "../inputs";
 import { each, upTo } from "../lists";
 import { barRows, heatMap, type Bar } from "../marks";
 import { shortName } from "../river";
 import { useApp, useParam, type App } from "../state";
 import { number, percent, quoted, visible } from "../text";
 import { byToken, roomFor } from "../tokens";
-import type { Trace } from "../trace";
+import { PARTS, type Trace } from "../trace";
 import { HeadPicker } from "./attention";
 import { Find } from "./neurons";
 import { LayerPicker } from "./overview";
@@ -60,10 +61,10 @@ function Form() {
           {patches ? "Patch" : "Change"}
         </button>
       </div>
-      <p class="note">
+      <Note>
         On every screen: <kbd>x</kbd> sets what is selected to zero, <kbd>X</kbd> to its mean, <kbd>p</kbd> patches it from the second text, <kbd>u</kbd> takes the last edit back.{" "}
         <Tick label="keys are on" at={keys} />
-      </p>
+      </Note>
     </form>
   );
 }
@@ -110,10 +111,10 @@ function HowMuch({ base, edited }: { base: Trace; edited: Trace }) {
       python={() => `${plainRun(base)}\np, q = plain[0, -1].double().log_softmax(-1), logits[0, -1].double().log_softmax(-1)\n(p.exp() * (p - q)).sum()`}
     >
       {rows().map(({ name, effect }) => (
-        <p class="note">
+        <Note>
           <b>{name}</b>: {pair[0]} − {pair[1]} {number(effect.logit_difference[0], 4)} → {number(effect.logit_difference[1], 4)}
           {effect.control ? `; ${controlName(effect)} → ${number(effect.control.logit_difference[1], 4)}` : ""}
-        </p>
+        </Note>
       ))}
     </Figure>
   );
@@ -195,7 +196,7 @@ const MOST_PARTS = 16;
 
 /** The change of one logit as a sum over the components. */
 function Writers({ base, edited }: { base: Trace; edited: Trace }) {
-  const [before, after] = [base, edited].map((trace) => trace.need("attribution.components"));
+  const [before, after] = [base, edited].map((trace) => trace.need(PARTS));
   const parts = before.entry.of!.map((name, i) => ({ name, base: before.value(i), edited: after.value(i), by: after.value(i) - before.value(i) })).sort((a, b) => Math.abs(b.by) - Math.abs(a.by));
   const { target } = base.header;
   const total = edited.need("attribution.logit").value(0) - base.need("attribution.logit").value(0);
@@ -220,11 +221,9 @@ function Writers({ base, edited }: { base: Trace; edited: Trace }) {
 function NeedsServer() {
   const app = useApp();
   return (
-    <section class="card missing">
-      <p>
-        <b>Changing something needs the model</b>, which is not in this file: <code>{serveCommand(app)}</code> sets heads, neurons, blocks and positions to zero or their mean, or patches them from a second text.
-      </p>
-    </section>
+    <Gap>
+      <b>Changing something needs the model</b>, which is not in this file: <code>{serveCommand(app)}</code> sets heads, neurons, blocks and positions to zero or their mean, or patches them from a second text.
+    </Gap>
   );
 }
 
@@ -245,10 +244,10 @@ export function Change() {
             <Tokens {...both} />
           </div>
           {whole && <Arrives {...both} />}
-          {whole && base.has("attribution.components") && edited.has("attribution.components") && <Writers {...both} />}
+          {whole && base.has(PARTS) && edited.has(PARTS) && <Writers {...both} />}
         </>
       ) : (
-        app.server && <p class="note">Nothing is changed yet. Choose something above, or select it on another screen and press x.</p>
+        app.server && <Note>Nothing is changed yet. Choose something above, or select it on another screen and press x.</Note>
       )}
     </>
   );

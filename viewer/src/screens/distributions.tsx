@@ -1,25 +1,29 @@
 // Distributions: values before and after each norm, lengths of vectors by layer, and dimensions that lie apart.
 
+import { bisect, extent, max, maxIndex, quantileSorted } from "d3-array";
+import { scaleLinear } from "d3-scale";
+import { area, line } from "d3-shape";
 import { sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
-import { Choice } from "../inputs";
-import { heatMap, lattice, ticks } from "../marks";
+import { Choice, Note } from "../inputs";
+import { heatMap, lattice, levels, uprights } from "../marks";
 import { Missing } from "../missing";
 import { autoregression, needed, type Term } from "../regression";
 import { commandOf, keeping, useApp, useParam, type App } from "../state";
-import { lineThrough, type Surface } from "../surface";
+import { type Surface } from "../surface";
 import { number, percent, quoted, round } from "../text";
 import type { Trace } from "../trace";
-import { each } from "../lists";
+import { each, upTo } from "../lists";
 
+const COUNTS = "distributions.counts";
 const SIDES = ["before", "after"];
 
 type Histogram = { edges: Float32Array; counts: Float32Array; clipped: number; total: number };
 
-const normNames = (trace: Trace): string[] => trace.need("distributions.counts").entry.of!;
+const normNames = (trace: Trace): string[] => trace.need(COUNTS).entry.of!;
 
 function histogram(trace: Trace, side: number, at: number): Histogram {
-  const counts = trace.need("distributions.counts");
+  const counts = trace.need(COUNTS);
   const { clipped, total } = counts.entry;
   return { edges: trace.need("distributions.edges").slice(side, at), counts: counts.slice(side, at), clipped: clipped![side][at], total: total![side][at] };
 }
@@ -40,12 +44,10 @@ function held({ edges, clipped, total }: Histogram): string {
   return `${whole(total - clipped)} of ${whole(total)} values lie between ${number(edges[0])} and ${number(edges[edges.length - 1])}, ${whole(clipped)} (${percent(clipped / total)}) outside`;
 }
 
-/** The outline of a histogram, up from a base line. */
-function outline({ edges, counts }: Histogram, x: (value: number) => number, y: (count: number) => number): string {
-  let path = `M${x(edges[0])} ${y(0)}`;
-  counts.forEach((count, bin) => (path += `V${y(count)}H${x(edges[bin + 1])}`));
-  return `${path}V${y(0)}Z`;
-}
+type Place = (value: number) => number;
+
+/** The outline of a histogram, up from a base line: each count from its edge to the next. */
+const outline = ({ edges, counts }: Histogram, x: Place, y: Place) => area<number>((i) => x(edges[(i + 1) >> 1]), y(0), (i) => y(counts[i >> 1]))(upTo(2 * counts.length));
 
 const HISTOGRAM = "import numpy as np\n\ndef histogram(name):\n    values = ckpts[name][0].double().numpy().ravel()\n    low, high = np.quantile(values, [(1 - 0.995) / 2, (1 + 0.995) / 2])\n    return np.histogram(values, np.linspace(low, high, 41))[0]\n\n";
 const sideColor = (palette: Palette, side: number): string => (side ? palette.accent : palette.warm);
@@ -73,30 +75,26 @@ function Ridges() {
     const room = (width - left - gap) / 2;
     const tall = names.length > 30 ? 18 : 30;
     const all = SIDES.map((_, side) => names.map((_, at) => histogram(trace, side, at)));
-    const limits = all.map((rows) => [Math.min(...rows.map(({ edges }) => edges[0])), Math.max(...rows.map(({ edges }) => edges[edges.length - 1]))]);
+    const limits = all.map((rows) => extent(rows.flatMap(({ edges }) => [edges[0], edges.at(-1)!])) as [number, number]);
     const from = (side: number) => left + side * (room + gap);
     const place = (side: number, at: number) => {
       const { edges } = all[side][at];
-      const [low, high] = range.value === "own" ? [edges[0], edges[edges.length - 1]] : limits[side];
-      return (value: number) => from(side) + ((value - low) / (high - low)) * room;
+      return scaleLinear(range.value === "own" ? [edges[0], edges.at(-1)!] : limits[side], [from(side), from(side) + room]);
     };
     const foot = range.value === "own" ? 4 : 22;
     const draw = (surface: Surface) => {
       SIDES.forEach((name, side) => {
         surface.text(from(side), 11, name, { size: 12, weight: 600, fill: palette.ink });
         if (range.value === "own") return;
-        for (const value of ticks(limits[side][0], limits[side][1], room / 40)) {
-          surface.rect(place(side, 0)(value) - 0.5, top, 1, names.length * tall, { fill: value ? palette.grid : palette.line });
-          surface.text(place(side, 0)(value), top + names.length * tall + 15, round(value), { size: 10.5, fill: palette.muted, anchor: "middle" });
-        }
+        uprights(surface, palette, place(side, 0), room / 56, [top, top + names.length * tall]);
       });
       names.forEach((name, at) => {
         const base = top + (at + 1) * tall - 1;
         surface.text(left - 10, base - tall / 2 + 2, short(name), { size: 11.5, mono: true, fill: palette.muted, anchor: "end", baseline: "middle", fit: left - 10 });
         SIDES.forEach((_, side) => {
           const found = all[side][at];
-          const most = Math.max(...found.counts, 1);
-          surface.path(outline(found, place(side, at), (count) => base - (count / most) * (tall - 5)), { fill: sideColor(palette, side), opacity: 0.85 });
+          const y = scaleLinear([0, max(found.counts) || 1], [base, base - tall + 5]);
+          surface.path(outline(found, place(side, at), y), { fill: sideColor(palette, side), opacity: 0.85 });
           surface.rect(from(side), base, room, 1, { fill: palette.line });
         });
       });
@@ -144,19 +142,15 @@ function One() {
     const found = SIDES.map((_, side) => histogram(trace, side, at));
     const panels = found.map((one, side) => {
       const { edges, counts } = one;
-      const [low, high, most] = [edges[0], edges[edges.length - 1], Math.max(...counts, 1)];
       const top = 24 + side * (tall + gap);
-      return { ...one, top, low, high, most, x: (value: number) => left + ((value - low) / (high - low)) * (width - left - 6), y: (count: number) => top + tall - (count / most) * (tall - 4) };
+      return { ...one, top, x: scaleLinear([edges[0], edges.at(-1)!], [left, width - 6]), y: scaleLinear([0, max(counts) || 1], [top + tall, top + 4]) };
     });
     const draw = (surface: Surface) =>
       panels.forEach((panel, side) => {
         surface.text(left, panel.top - 8, `${SIDES[side]}: ${names[side]}`, { size: 12, fill: palette.ink, fit: width - left });
-        for (const value of ticks(0, panel.most, 3)) {
-          surface.rect(left, panel.y(value) - 0.5, width - left - 6, 1, { fill: palette.grid });
-          surface.text(left - 6, panel.y(value), round(value), { size: 10.5, fill: palette.muted, anchor: "end", baseline: "middle" });
-        }
+        levels(surface, palette, panel.y, panel.y.ticks(3), [left, width - 6]);
         surface.path(outline(panel, panel.x, panel.y), { fill: sideColor(palette, side) });
-        for (const value of ticks(panel.low, panel.high, width / 60)) surface.text(Math.min(panel.x(value), width - 16), panel.top + tall + 15, round(value), { size: 10.5, fill: palette.muted, anchor: "middle" });
+        for (const value of panel.x.ticks(width / 84)) surface.text(Math.min(panel.x(value), width - 16), panel.top + tall + 15, round(value), { size: 10.5, fill: palette.muted, anchor: "middle" });
       });
     return {
       width,
@@ -172,8 +166,9 @@ function One() {
         find: (px, py) => {
           const side = panels.findIndex(({ top }) => py >= top && py < top + tall);
           if (side < 0) return null;
-          const bin = panels[side].edges.findIndex((edge, i) => i > 0 && px < panels[side].x(edge)) - 1;
-          return bin >= 0 && px >= left ? [side, bin] : null;
+          const { x, edges, counts } = panels[side];
+          const bin = bisect(edges, x.invert(px)) - 1;
+          return bin >= 0 && bin < counts.length ? [side, bin] : null;
         },
         read: (side, bin) => {
           const { counts, edges } = panels[side];
@@ -182,7 +177,7 @@ function One() {
       },
     };
   };
-  const outliers = app.trace.value.need("distributions.counts").entry.outliers!;
+  const outliers = app.trace.value.need(COUNTS).entry.outliers!;
   return (
     <Figure
       title={`${name} in numbers`}
@@ -196,9 +191,9 @@ function One() {
       shell={() => keeping(app, names)}
     >
       {SIDES.map((side, i) => (
-        <p class="note">
+        <Note>
           {side}: {held(histogram(app.trace.value, i, at))}. Outlier dimensions: {outliers[i][at].map(({ dimension, mean_abs }) => `${dimension} (mean size ${number(mean_abs)})`).join(", ") || "none"}.
-        </p>
+        </Note>
       ))}
     </Figure>
   );
@@ -223,35 +218,25 @@ function lengths(trace: Trace, kind: string): number[][] {
   return each(trace.layers, (layer) => each(trace.length, (pos) => block.at(row, layer, pos)));
 }
 
-function quantile(values: number[], share: number): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const place = share * (sorted.length - 1);
-  const low = Math.floor(place);
-  return sorted[low] + (place - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]);
-}
-
 /** Axes over layers: where a layer and a value are, and their lines and numbers. */
 function layerAxes(width: number, layers: number, low: number, high: number, log: boolean) {
   const [left, right, top, tall] = [52, 12, 10, 210];
-  const of = log ? Math.log10 : (value: number) => value;
-  const x = (layer: number) => left + ((layer + 0.5) / layers) * (width - left - right);
-  const y = (value: number) => top + ((of(high) - of(value)) / (of(high) - of(low) || 1)) * tall;
-  const marks = log ? [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5].flatMap((power) => [1, 2, 5].map((times) => times * 10 ** power)).filter((one) => one >= low && one <= high) : ticks(low, high, 5);
+  const of: Place = log ? Math.log10 : Number;
+  const x = scaleLinear([-0.5, layers - 0.5], [left, width - right]);
+  const down = scaleLinear([of(high), of(low)], [top, top + tall]);
+  const y = (value: number) => down(of(value));
+  const marks = log ? [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5].flatMap((power) => [1, 2, 5].map((times) => times * 10 ** power)).filter((one) => one >= low && one <= high) : down.ticks(5);
   const axes = (surface: Surface, palette: Palette) => {
-    for (const value of marks) {
-      surface.rect(left, y(value) - 0.5, width - left - right, 1, { fill: value || log ? palette.grid : palette.muted });
-      surface.text(left - 8, y(value), round(value), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
-    }
+    levels(surface, palette, y, marks, [left, width - right], palette.muted);
     const thin = Math.ceil((layers * 20) / (width - left - right));
     for (let layer = 0; layer < layers; layer += thin) surface.text(x(layer), top + tall + 16, `${layer}`, { size: 11, fill: palette.muted, anchor: "middle" });
     surface.text(left, top + tall + 32, "layer", { size: 11, fill: palette.muted });
   };
   /** The line and the layer under a point; `values` holds those of each layer. */
   const nearest = (values: number[][]) => (px: number, py: number): [number, number] | null => {
-    const layer = Math.floor(((px - left) / (width - left - right)) * layers);
+    const layer = Math.round(x.invert(px));
     if (layer < 0 || layer >= layers || py < top || py > top + tall) return null;
-    const far = values[layer].map((value) => Math.abs(y(value) - py));
-    return [Math.max(0, far.indexOf(Math.min(...far))), layer];
+    return [Math.max(0, maxIndex(values[layer], (value) => -Math.abs(y(value) - py))), layer];
   };
   return { x, y, axes, nearest, height: top + tall + 38, right };
 }
@@ -264,22 +249,22 @@ function Lengths() {
     const trace = app.trace.value;
     const { tokens } = trace.header;
     const rows = lengths(trace, kind);
-    const all = rows.flat();
-    const [low, high] = [Math.min(...all), Math.max(...all)];
+    const [low = 0, high = 0] = extent(rows.flat());
     const log = low > 0 && high > 12 * low;
     const room = log ? 1.1 : 0;
     const { x, y, axes, nearest, height, right } = layerAxes(width, trace.layers, log ? low / room : Math.min(low, 0), log ? high * room : high, log);
-    const middle = [0.25, 0.5, 0.75].map((share) => rows.map((row) => quantile(row, share)));
-    const line = (values: number[]) => lineThrough(values.map((value, layer) => [x(layer), y(value)]));
+    const sorted = rows.map((row) => [...row].sort((a, b) => a - b));
+    const middle = [0.25, 0.5, 0.75].map((share) => sorted.map((row) => quantileSorted(row, share)!));
+    const through = line<number>((_, layer) => x(layer), y).defined(Number.isFinite);
+    const band = area<number>((_, layer) => x(layer), y, (_, layer) => y(middle[2][layer])).defined(Number.isFinite);
     const draw = (surface: Surface) => {
       axes(surface, palette);
       if (log) surface.text(width - right, height - 6, "logarithmic", { size: 11, fill: palette.muted, anchor: "end" });
-      const band = [...middle[2].map((value, layer): [number, number] => [x(layer), y(value)]), ...middle[0].map((value, layer): [number, number] => [x(layer), y(value)]).reverse()];
-      surface.path(`${lineThrough(band)}Z`, { fill: palette.accent, opacity: 0.18 });
+      surface.path(band(middle[0]), { fill: palette.accent, opacity: 0.18 });
       for (let pos = 0; pos < trace.length; pos++) {
-        if (trace.length <= 400) surface.path(line(rows.map((row) => row[pos])), { stroke: palette.muted, width: 0.8, opacity: trace.length > 60 ? 0.25 : 0.5 });
+        if (trace.length <= 400) surface.path(through(rows.map((row) => row[pos])), { stroke: palette.muted, width: 0.8, opacity: trace.length > 60 ? 0.25 : 0.5 });
       }
-      surface.path(line(middle[1]), { stroke: palette.accent, width: 2.5 });
+      surface.path(through(middle[1]), { stroke: palette.accent, width: 2.5 });
       if (trace.layers === 1) surface.circle(x(0), y(middle[1][0]), 4, { fill: palette.accent });
     };
     return {
@@ -288,7 +273,7 @@ function Lengths() {
       draw,
       over: (surface) => {
         const own = rows.map((row) => row[app.atQuery.value]);
-        surface.path(line(own), { stroke: palette.warm, width: 2.5 });
+        surface.path(through(own), { stroke: palette.warm, width: 2.5 });
         own.forEach((value, layer) => surface.circle(x(layer), y(value), 3.5, { fill: palette.panel, stroke: palette.warm, width: 2 }));
       },
       grid: {
@@ -327,7 +312,7 @@ function Lengths() {
 function Outliers() {
   const app = useApp();
   const rowsOf = (trace: Trace) => {
-    const { of, outliers } = trace.need("distributions.counts").entry;
+    const { of, outliers } = trace.need(COUNTS).entry;
     return of!.flatMap((norm, at) => outliers![0][at].map(({ dimension, mean_abs }) => ({ norm, at, dimension, mean_abs })));
   };
   const inputs = () => normNames(app.trace.value).map((norm) => checkpoint(app.trace.value, norm, 0));
@@ -335,7 +320,7 @@ function Outliers() {
     return (
       <section class="card">
         <h2>Outlier dimensions</h2>
-        <p class="note">No dimension of what enters a norm lies far from the others on this text.</p>
+        <Note>No dimension of what enters a norm lies far from the others on this text.</Note>
       </section>
     );
   }
@@ -351,7 +336,7 @@ function Outliers() {
         // Of a difference, both runs show the dimensions of the edited one.
         const dimensions = [...new Set([...rowsOf(app.pair.value ? app.edited.value : trace)].sort((a, b) => b.mean_abs - a.mean_abs).map(({ dimension }) => dimension))].slice(0, 24);
         const at = (row: number, column: number) => rows.find((one) => one.dimension === dimensions[row] && one.at === column)?.mean_abs ?? NaN;
-        const most = Math.max(...rows.map(({ mean_abs }) => mean_abs));
+        const most = max(rows, ({ mean_abs }) => mean_abs)!;
         return heatMap({
           width,
           palette,
@@ -393,9 +378,11 @@ function Regression() {
     const draw = (surface: Surface) => {
       axes(surface, palette);
       for (let lag = 0; lag < lags; lag++) {
-        const of = (end: "value" | "low" | "high") => found.map((terms, layer): [number, number] => [x(layer), y(terms[lag][end])]);
-        if (found.every((terms) => Number.isFinite(terms[lag].value))) surface.path(`${lineThrough([...of("high"), ...of("low").reverse()])}Z`, { fill: colors[lag], opacity: 0.16 });
-        surface.path(lineThrough(of("value")), { stroke: colors[lag], width: 2 });
+        const terms = found.map((terms) => terms[lag]);
+        const fitted = ({ value }: Term) => Number.isFinite(value);
+        const band = area<Term>((_, layer) => x(layer), ({ low }) => y(low), ({ high }) => y(high)).defined(fitted);
+        surface.path(band(terms), { fill: colors[lag], opacity: 0.16 });
+        surface.path(line<Term>((_, layer) => x(layer), ({ value }) => y(value)).defined(fitted)(terms), { stroke: colors[lag], width: 2 });
         found.forEach((terms, layer) => {
           const { value, low, high } = terms[lag];
           if (Number.isNaN(value)) return;
@@ -426,9 +413,9 @@ function Regression() {
     return (
       <section class="card">
         <h2>Does a token’s length follow from those before?</h2>
-        <p class="note">
+        <Note>
           A regression on {lags} tokens before takes {needed(lags)} tokens; this text has {app.trace.value.length}.
-        </p>
+        </Note>
       </section>
     );
   }
@@ -453,7 +440,7 @@ function Regression() {
 
 export function Distributions() {
   const app = useApp();
-  const there = app.trace.value.has("distributions.counts");
+  const there = app.trace.value.has(COUNTS);
   return (
     <>
       {there ? (

@@ -1,12 +1,13 @@
 // Embeddings: the tokens' vectors as points, at any checkpoint, coloured by what is known of each token.
 
+import { extent } from "d3-array";
 import { asked } from "../asked";
 import { sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { Choice, Tick } from "../inputs";
 import { key, lattice } from "../marks";
 import { Missing } from "../missing";
-import { scatterPlot, type Dot } from "../scatter";
+import { along, equally, scatterPlot, type Dot } from "../scatter";
 import { keeping, useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
 import { number, percent, quoted, round, visible } from "../text";
@@ -15,8 +16,10 @@ import { each, upTo } from "../lists";
 
 const HEIGHT = 480;
 
+const PCA = "embeddings.pca";
+
 /** The checkpoints whose components the trace holds. */
-const held = (trace: Trace): string[] => trace.need("embeddings.pca").entry.of!;
+const held = (trace: Trace): string[] => trace.need(PCA).entry.of!;
 
 /** The checkpoints that can be shown: with a server, everything that is a vector for each token. */
 const places = (app: App): string[] =>
@@ -43,7 +46,7 @@ function normsOf(trace: Trace, place: string): number[] | null {
 /** Principal components: from the trace, else from the server; null until they are there. */
 function components(app: App, place: string): Cloud | null {
   const trace = app.trace.value;
-  const block = trace.need("embeddings.pca");
+  const block = trace.need(PCA);
   const row = held(trace).indexOf(place);
   if (row < 0) return asked<Cloud>(app, `pca ${place}`, "Asking for the principal components", (server, about) => server.json("/api/pca", { name: place, ...about }));
   const points = each(trace.length, (pos) => [0, 1, 2].map((axis) => block.at(row, pos, axis)));
@@ -120,8 +123,8 @@ function Cloud() {
   const build = (width: number, palette: Palette): Drawing => {
     const [cloud, known] = [cloudOf(), knownOf()];
     const by = known[shade.value] ?? known.position;
-    const seen = by.values.filter(Number.isFinite);
-    const scale = sequential(Math.min(...seen), Math.max(...seen), palette.dark);
+    const [low = 0, high = 0] = extent(by.values.filter(Number.isFinite));
+    const scale = sequential(low, high, palette.dark);
     const dots = (cloud?.points ?? []).map((point, pos): Dot => ({ x: point[first], y: point[second], label: visible(tokens[pos].text), color: scale.color(by.values[pos]) }));
     const height = Math.max(300, Math.min(HEIGHT, width * 0.8));
     const drawn = scatterPlot({
@@ -211,10 +214,10 @@ function Journey() {
   const app = useApp();
   const wanted = useParam<string>("place", "");
   const names = held(app.trace.value);
-  const sharesOf = () => app.trace.value.need("embeddings.pca").entry.of_variance!;
+  const sharesOf = () => app.trace.value.need(PCA).entry.of_variance!;
   const build = (width: number, palette: Palette): Drawing => {
     const trace = app.trace.value;
-    const [block, shares] = [trace.need("embeddings.pca"), sharesOf()];
+    const [block, shares] = [trace.need(PCA), sharesOf()];
     const columns = Math.max(2, Math.min(names.length, Math.floor(width / 132)));
     const gap = 12;
     const size = Math.min(190, (width - gap * (columns - 1)) / columns);
@@ -223,11 +226,10 @@ function Journey() {
     const corner = (i: number): [number, number] => [(i % columns) * (size + gap), Math.floor(i / columns) * tall];
     const order = sequential(0, trace.length - 1, palette.dark);
     const dots = names.map((_, row) => {
-      const seen = [0, 1].map((axis) => each(trace.length, (pos) => block.at(row, pos, axis)));
-      const [low, high] = [seen.map((values) => Math.min(...values)), seen.map((values) => Math.max(...values))];
-      const reach = Math.max(high[0] - low[0], high[1] - low[1]) || 1;
-      const place = (axis: number, pos: number) => size / 2 + ((axis ? -1 : 1) * (seen[axis][pos] - (low[axis] + high[axis]) / 2) * (size - 20)) / reach;
-      return each(trace.length, (pos): [number, number] => [place(0, pos), place(1, pos)]);
+      const [xs, ys] = [0, 1].map((axis) => each(trace.length, (pos) => block.at(row, pos, axis)));
+      const [h, v] = [along(xs, 4, size - 4), along(ys, size - 4, 4)];
+      equally(h, v);
+      return xs.map((x, pos): [number, number] => [h(x), v(ys[pos])]);
     });
     const r = Math.max(1.5, Math.min(4, 24 / Math.sqrt(trace.length)));
     const draw = (surface: Surface) =>
@@ -284,7 +286,7 @@ function Journey() {
 
 export function Embeddings() {
   const app = useApp();
-  if (!app.trace.value.has("embeddings.pca")) return <Missing what="embeddings.pca" />;
+  if (!app.trace.value.has(PCA)) return <Missing what={PCA} />;
   return (
     <>
       <Cloud />

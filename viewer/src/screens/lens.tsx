@@ -1,5 +1,8 @@
 // Lens: what the model would say if it stopped after each layer, and how the answer comes up.
 
+import { extent } from "d3-array";
+import { scaleLinear } from "d3-scale";
+import { line } from "d3-shape";
 import { sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { added, Follow, followed, partsAt, pathOf, pinned, rowName, tokenIn } from "../follow";
@@ -8,10 +11,10 @@ import { each, upTo } from "../lists";
 import { barRows, heatMap } from "../marks";
 import { Missing } from "../missing";
 import { commandOf, useApp, useParam } from "../state";
-import { lineThrough, type Surface } from "../surface";
+import { type Surface } from "../surface";
 import { number, percent, pythonText, quoted, shellText, superscript, visible } from "../text";
 import { byToken, roomFor } from "../tokens";
-import type { Trace } from "../trace";
+import { PARTS, type Trace } from "../trace";
 
 const COLOURS: Record<string, { name: string; says: string }> = {
   probability: { name: "probability of its first choice", says: "probability of the first choice" },
@@ -147,19 +150,22 @@ function Rise() {
     // A scale of powers of ten: what rises from one in a million to one in a thousand has already been found.
     const powers = logprobs.map((value) => value / Math.LN10);
     const known = [...powers, ...was].filter((power) => !Number.isNaN(power));
-    const lowest = Math.min(-1, Math.floor(Math.max(-9, Math.min(...known))));
-    const x = (i: number) => left + ((width - left - right) * (i + 0.5)) / count;
-    const y = (power: number) => top + (height * Math.max(lowest, power)) / lowest;
+    const lowest = Math.min(-1, Math.floor(Math.max(-9, extent(known)[0] ?? 0)));
+    const x = scaleLinear([-0.5, count - 0.5], [left, width - right]);
+    const y = scaleLinear([0, lowest], [top, top + height]).clamp(true);
+    const through = line<[number, number]>(([i]) => x(i), ([, power]) => y(power));
+    /** The rows in which the token is among those that are listed. */
+    const listed = (values: number[]) => [...values.entries()].filter(([, power]) => !Number.isNaN(power));
     const draw = (surface: Surface) => {
       for (let power = 0; power >= lowest; power -= lowest < -5 ? 2 : 1) {
         surface.rect(left, y(power), width - left - right, 1, { fill: palette.grid });
         surface.text(left - 8, y(power), power === 0 ? "100 %" : power >= -2 ? `${10 ** (power + 2)} %` : `10${superscript(String(power))}`, { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
       }
       if (was.length) {
-        surface.path(lineThrough(was.flatMap((power, i): [number, number][] => (Number.isNaN(power) ? [] : [[x(i), y(power)]]))), { stroke: palette.warm, width: 2, dash: [6, 4] });
+        surface.path(through(listed(was)), { stroke: palette.warm, width: 2, dash: [6, 4] });
         surface.text(x(count - 1), y(was[count - 1]) - 8, "base", { size: 11.5, fill: palette.warm, anchor: "end" });
       }
-      surface.path(lineThrough(powers.flatMap((power, i): [number, number][] => (Number.isNaN(power) ? [] : [[x(i), y(power)]]))), { stroke: palette.accent, width: 2.5 });
+      surface.path(through(listed(powers)), { stroke: palette.accent, width: 2.5 });
       powers.forEach((power, i) => {
         if (count <= 16 || i % 2 === 0) surface.text(x(i), top + height + 18, i ? `${i - 1}` : "emb", { size: 11, fill: palette.muted, anchor: "middle" });
         if (Number.isNaN(power)) return;
@@ -181,7 +187,7 @@ function Rise() {
         columns: count,
         box: (_, i) => [x(i) - 8, y(Number.isNaN(powers[i]) ? lowest : powers[i]) - 8, 16, 16],
         find: (px) => {
-          const i = Math.floor(((px - left) / (width - left - right)) * count);
+          const i = Math.round(x.invert(px));
           return i >= 0 && i < count ? [0, i] : null;
         },
         read: (_, i) => (Number.isNaN(powers[i]) ? `${rowName(i)}: ${name} is not among the listed tokens` : `${rowName(i)}: ${name} has ${percent(Math.exp(logprobs[i]))}, rank ${ranks[i]}`),
@@ -303,7 +309,7 @@ export function Lens() {
         <Rise />
         <Cell />
       </div>
-      {app.server || app.trace.value.has("attribution.components") ? <Adds /> : <Missing what="attribution.components" />}
+      {app.server || app.trace.value.has(PARTS) ? <Adds /> : <Missing what={PARTS} />}
       <Settled />
     </>
   );

@@ -3,11 +3,12 @@
 import { signal, type Signal } from "@preact/signals";
 import { sequential } from "../colors";
 import { Figure } from "../figure";
-import { Tick } from "../inputs";
+import { Note, Tick } from "../inputs";
 import { barRows, heatMap } from "../marks";
+import { Gap } from "../missing";
 import { useApp, useParam, type App } from "../state";
 import { number, pythonText, quoted, shellText } from "../text";
-import { idsIn } from "../trace";
+import { PARTS, idsIn } from "../trace";
 import { Closing } from "./river";
 
 type Checkpoint = { name: string; bit_equal: boolean; fp32: number; fp32_local: number | null; fp64: number | null; fp64_local: number | null };
@@ -149,7 +150,7 @@ function Verdict({ found }: { found: Compared }) {
         </p>
       )}
       {notes.map((note) => (
-        <p class="note">{note[0].toUpperCase() + note.slice(1)}.</p>
+        <Note>{note[0].toUpperCase() + note.slice(1)}.</Note>
       ))}
       <details>
         <summary>The whole report in words</summary>
@@ -184,7 +185,7 @@ function AddsUp() {
   return (
     <section class="card">
       <h2>The parts are the whole</h2>
-      <p class="note">The logit of {quoted(header.target.text)} as this run has it, and as the sum of what each part of the model added (River).</p>
+      <Note>The logit of {quoted(header.target.text)} as this run has it, and as the sum of what each part of the model added (River).</Note>
       <Closing />
     </section>
   );
@@ -195,16 +196,14 @@ export function Models() {
   const other = useParam<string>("model", "");
   const found = comparedOf(app);
   const { server } = app;
-  const adds = app.trace.value.has("attribution.components") && <AddsUp />;
+  const adds = app.trace.value.has(PARTS) && <AddsUp />;
   if (!server) {
     return (
       <>
         {adds}
-        <section class="card missing">
-          <p>
-            <b>Comparing needs both models</b>, which are not in this file: <code>{shell(app, "OTHER") ?? "pellucid compare A B"}</code> writes the comparison, and <code>pellucid serve</code> shows it here.
-          </p>
-        </section>
+        <Gap>
+          <b>Comparing needs both models</b>, which are not in this file: <code>{shell(app, "OTHER") ?? "pellucid compare A B"}</code> writes the comparison, and <code>pellucid serve</code> shows it here.
+        </Gap>
       </>
     );
   }
@@ -233,7 +232,7 @@ export function Models() {
             Compare
           </button>
         </div>
-        <p class="note">Both run on the text above; nothing is downloaded.</p>
+        <Note>Both run on the text above; nothing is downloaded.</Note>
       </form>
       {found.value && (
         <>

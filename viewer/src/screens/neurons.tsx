@@ -1,15 +1,17 @@
 // Neurons: one neuron along the text, what it adds to the answer, and which neurons are strongest at a token.
 
+import { extent, max } from "d3-array";
+import { scaleLinear } from "d3-scale";
 import { asked } from "../asked";
 import type { Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
-import { Choice } from "../inputs";
-import { barRows, ticks } from "../marks";
+import { Choice, Note } from "../inputs";
+import { barRows, levels } from "../marks";
 import { Missing } from "../missing";
 import { scatterPlot } from "../scatter";
 import { commandOf, keeping, useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
-import { number, quoted, round, visible } from "../text";
+import { number, quoted, visible } from "../text";
 import { byToken, roomFor } from "../tokens";
 import type { Point } from "../trace";
 import { LayerPicker } from "./overview";
@@ -113,12 +115,12 @@ function Along({ found }: { found: Series[] }) {
     const [before, after] = [found.slice(0, -1), found.at(-1)!];
     const { columnLabels: labels, hover, choose } = byToken(app);
     const all = found.flatMap(({ values }) => values).filter(Number.isFinite);
-    const [low, high] = [Math.min(0, ...all), Math.max(0, ...all)];
     const [left, top, tall] = [44, 30, 190];
-    const foot = 14 + Math.min(96, Math.max(...labels.map((label) => widthOf(label, { size: 12, mono: true }))));
+    const foot = 14 + Math.min(96, max(labels, (label) => widthOf(label, { size: 12, mono: true }))!);
     const cell = (width - left - 4) / labels.length;
-    const y = (value: number) => top + 8 + ((high - value) / (high - low || 1)) * (tall - 16);
-    const x = (pos: number) => left + (pos + 0.5) * cell;
+    const [low = 0, high = 0] = extent([0, ...all]);
+    const y = scaleLinear([high, low], [top + 8, top + tall - 8]);
+    const x = scaleLinear([-0.5, labels.length - 0.5], [left, width - 4]);
     const bar = Math.max(2, Math.min(30, cell * 0.66));
     const mark = (surface: Surface, kind: number, px: number, py: number) => {
       const r = Math.max(2, Math.min(4.5, cell * 0.22));
@@ -136,10 +138,7 @@ function Along({ found }: { found: Series[] }) {
       };
       entry(after.point.short.replace(/^.*ckpt_/, "") + ", after", (at) => surface.rect(at - 4.5, 5.5, 9, 9, { fill: palette.accent, radius: 2 }));
       before.forEach(({ point }, kind) => entry(point.short.replace(/^.*ckpt_/, "") + ", before", (at) => mark(surface, kind, at, 10)));
-      for (const value of ticks(low, high, 4)) {
-        surface.rect(left, y(value) - 0.5, width - left - 4, 1, { fill: value ? palette.grid : palette.muted });
-        surface.text(left - 8, y(value), round(value), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
-      }
+      levels(surface, palette, y, y.ticks(4), [left, width - 4], palette.muted);
       after.values.forEach((value, pos) => {
         const [a, b] = [y(Math.max(0, value)), y(Math.min(0, value))];
         surface.rect(x(pos) - bar / 2, a, bar, Math.max(1, b - a), { fill: value < 0 ? palette.warm : palette.accent, radius: Math.min(3, bar / 4) });
@@ -165,7 +164,7 @@ function Along({ found }: { found: Series[] }) {
         columns: labels.length,
         box: (_, pos) => [x(pos) - cell / 2 + 1, top, cell - 2, tall],
         find: (px) => {
-          const pos = Math.floor((px - left) / cell);
+          const pos = Math.round(x.invert(px));
           return pos >= 0 && pos < labels.length ? [0, pos] : null;
         },
         read: (_, pos) => `at ${quoted(tokens[pos].text)}: ${found.map((one) => `${one.point.short} ${told(one, pos)}`).join(", ")}`,
@@ -370,8 +369,8 @@ export function Neurons() {
   const found = series(app);
   const pair = app.pair.value;
   const isThere = (values: Series[]) => values.at(-1)?.point.name === kinds(app, layerOf(app)).at(-1)?.name;
-  if (pair && !isThere(app.of(pair.base, () => series(app)))) return <p class="note">Asking for the neurons …</p>;
-  if (found.at(-1)?.point !== kinds(app, layerOf(app)).at(-1)) return <p class="note">Asking for the neurons …</p>;
+  if (pair && !isThere(app.of(pair.base, () => series(app)))) return <Note>Asking for the neurons …</Note>;
+  if (found.at(-1)?.point !== kinds(app, layerOf(app)).at(-1)) return <Note>Asking for the neurons …</Note>;
   return (
     <>
       <Along found={found} />

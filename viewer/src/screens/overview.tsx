@@ -1,10 +1,11 @@
 // Overview: what the run ends with, the ladder of blocks, and the way from ids to logits, box by box.
 
+import { max } from "d3-array";
 import type { Palette } from "../colors";
 import { pointsOf, told } from "../checkpoints";
 import { Figure, type Drawing } from "../figure";
 import { Formula } from "../formula";
-import { Choice } from "../inputs";
+import { Choice, Plain } from "../inputs";
 import { each, upTo } from "../lists";
 import { barRows, lattice } from "../marks";
 import { useApp, useParam, type App } from "../state";
@@ -62,9 +63,9 @@ function Ladder() {
     const rowHeight = Math.max(18, Math.min(34, 340 / trace.layers));
     const [left, head, gap] = [34, 22, 14];
     const column = (width - left - 2 * gap) / 3;
-    const most = KINDS.map((kind) => Math.max(...each(trace.layers, (layer) => norm(kind, layer, pos))));
+    const most = KINDS.map((kind) => max(each(trace.layers, (layer) => norm(kind, layer, pos)))!);
     // The three kinds share one unit of length, so their bars can be compared.
-    const largest = Math.max(...most);
+    const largest = max(most)!;
     const colors = [palette.series[0], palette.series[1], palette.ink];
     const draw = (surface: Surface) => {
       KIND_TITLES.forEach((title, kind) => surface.text(left + kind * (column + gap), 11, title, { size: 11.5, fill: palette.muted, fit: column }));
@@ -349,9 +350,9 @@ function About() {
         </dd>
       </dl>
       {found && (
-        <button type="button" class="plain" onClick={() => app.read(found.slug)}>
+        <Plain onClick={() => app.read(found.slug)}>
           Read: {found.title}
-        </button>
+        </Plain>
       )}
     </section>
   );

@@ -5,7 +5,9 @@ import { useMemo } from "preact/hooks";
 import type { Palette } from "../colors";
 import { asking, editsOf, goOn } from "../edits";
 import { Figure, type Drawing } from "../figure";
+import { Note, Plain } from "../inputs";
 import { lattice } from "../marks";
+import { Gap } from "../missing";
 import { entropy, NEUTRAL, stagesOf, type Settings, type Stage } from "../sampling";
 import { useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
@@ -145,11 +147,9 @@ function Draw({ settings }: { settings: () => Settings }) {
   const running = useMemo(() => signal<{ stop: AbortController; text: string } | null>(null), []);
   if (!app.server) {
     return (
-      <section class="card missing">
-        <p>
-          <b>Drawing needs the model</b>: <code>pellucid serve</code> draws tokens with a seed, appends them, and goes back to any token to take another way.
-        </p>
-      </section>
+      <Gap>
+        <b>Drawing needs the model</b>: <code>pellucid serve</code> draws tokens with a seed, appends them, and goes back to any token to take another way.
+      </Gap>
     );
   }
   const { server } = app;
@@ -191,18 +191,18 @@ function Draw({ settings }: { settings: () => Settings }) {
         <button type="button" class="primary" onClick={draw}>
           Draw
         </button>
-        <button type="button" class="plain" disabled={running.value !== null} onClick={generate}>
+        <Plain disabled={running.value !== null} onClick={generate}>
           Continue by 20 tokens
-        </button>
+        </Plain>
         {running.value && (
-          <button type="button" class="plain" onClick={() => running.value!.stop.abort()}>
+          <Plain onClick={() => running.value!.stop.abort()}>
             Stop
-          </button>
+          </Plain>
         )}
         {at >= 0 && at < app.trace.value.length - 1 && (
-          <button type="button" class="plain" onClick={() => go(idsOf(app.trace.value).slice(0, at + 1))}>
+          <Plain onClick={() => go(idsOf(app.trace.value).slice(0, at + 1))}>
             Go back to {quoted(app.trace.value.header.tokens[at].text)}
-          </button>
+          </Plain>
         )}
       </div>
       <p aria-live="polite">
@@ -211,22 +211,22 @@ function Draw({ settings }: { settings: () => Settings }) {
         ) : drawn.value ? (
           <>
             Seed {seed.value} draws <Piece text={drawn.value.text} />{" "}
-            <button type="button" class="plain" onClick={() => go([...idsOf(app.trace.value), drawn.value!.id])}>
+            <Plain onClick={() => go([...idsOf(app.trace.value), drawn.value!.id])}>
               Append it
-            </button>
+            </Plain>
           </>
         ) : (
           "Nothing has been drawn yet."
         )}
       </p>
-      {edits.length > 0 && <p class="note">Tokens are drawn from the edited run. At those that come, too, what is zero or a mean at every token stays so; other edits stay at their tokens.</p>}
+      {edits.length > 0 && <Note>Tokens are drawn from the edited run. At those that come, too, what is zero or a mean at every token stays so; other edits stay at their tokens.</Note>}
       {visited.length > 0 && (
         <div class="controls">
           <span class="note">Earlier:</span>
           {visited.map((visit) => (
-            <button type="button" class="plain" onClick={() => go(visit.ids)}>
+            <Plain onClick={() => go(visit.ids)}>
               … <Piece text={visit.tail} />
-            </button>
+            </Plain>
           ))}
         </div>
       )}
@@ -258,12 +258,12 @@ export function Prediction() {
               <input type="range" aria-label={label} aria-valuetext={says(signals[name].value)} min={low} max={high} step={step} value={signals[name].value} onInput={(event) => (signals[name].value = Number(event.currentTarget.value))} />
             </label>
           ))}
-          <p class="note">
+          <Note>
             {kept.toLocaleString("en")} of {final.length.toLocaleString("en")} tokens are left, with {number(entropy(final), 3)} bits of entropy.
-          </p>
-          <button type="button" class="plain" disabled={!changed} onClick={() => SLIDERS.forEach(({ name }) => (signals[name].value = NEUTRAL[name]))}>
+          </Note>
+          <Plain disabled={!changed} onClick={() => SLIDERS.forEach(({ name }) => (signals[name].value = NEUTRAL[name]))}>
             As the model says
-          </button>
+          </Plain>
         </section>
         <StageFigure settings={value} stages={() => stages.value} />
       </div>

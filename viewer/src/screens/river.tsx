@@ -1,16 +1,19 @@
 // The river: the logit of one token as a sum that grows from layer to layer and closes.
 
+import { extent, max } from "d3-array";
+import { scaleLinear } from "d3-scale";
+import { area, curveBumpX, line, stack, type SeriesPoint } from "d3-shape";
 import { diverging, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { Choice } from "../inputs";
-import { barRows, heatMap, ticks } from "../marks";
+import { barRows, heatMap, levels } from "../marks";
 import { Missing } from "../missing";
 import { partsOf, shortName, streams, type Streams } from "../river";
 import { commandOf, useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
-import { number, quoted, round, shellText } from "../text";
+import { number, quoted, shellText } from "../text";
 import { byToken, roomFor } from "../tokens";
-import type { Trace } from "../trace";
+import { PARTS, type Trace } from "../trace";
 
 const GROUPS: Record<string, string> = { source: "the tokens it was read from", head: "heads", layer: "layers", kind: "kinds of parts" };
 
@@ -26,42 +29,9 @@ function hue(name: string, index: number, palette: Palette): string {
   return hues[index % hues.length];
 }
 
-/** The area between two edges, eased from step to step like water. */
-function band(xs: number[], lower: number[], upper: number[]): string {
-  const curve = (from: number, to: number, edge: number[]) => {
-    const middle = (xs[from] + xs[to]) / 2;
-    return `C${middle.toFixed(1)} ${edge[from].toFixed(2)} ${middle.toFixed(1)} ${edge[to].toFixed(2)} ${xs[to].toFixed(1)} ${edge[to].toFixed(2)}`;
-  };
-  const last = xs.length - 1;
-  let out = `M${xs[0]} ${upper[0].toFixed(2)}`;
-  for (let i = 0; i < last; i++) out += curve(i, i + 1, upper);
-  out += `L${xs[last]} ${lower[last].toFixed(2)}`;
-  for (let i = last; i > 0; i--) out += curve(i, i - 1, lower);
-  return out + "Z";
-}
-
-type Stacked = { lower: number[]; upper: number[] };
-type Area = { above: Stacked; below: Stacked };
-
 /** At each step what helps is stacked above zero and what hinders below; together they are the sum so far. */
-function stacked({ sums, steps }: Streams): Area[] {
-  const empty = (): Stacked => ({ lower: [], upper: [] });
-  const out = sums.map((): Area => ({ above: empty(), below: empty() }));
-  steps.forEach((_, step) => {
-    let [high, low] = [0, 0];
-    sums.forEach((row, i) => {
-      const value = row[step];
-      out[i].above.lower.push(high);
-      out[i].above.upper.push((high += Math.max(0, value)));
-      out[i].below.upper.push(low);
-      out[i].below.lower.push((low += Math.min(0, value)));
-    });
-  });
-  return out;
-}
-
-/** The side of zero that a stream is on at a step. */
-const sideAt = (area: Area, step: number): Stacked => (area.below.lower[step] < area.below.upper[step] ? area.below : area.above);
+const stacked = ({ sums, steps }: Streams, side: (a: number, b: number) => number) =>
+  stack<unknown, number, number>().keys(sums.keys()).value((step, row) => side(0, sums[row][step]))(steps.keys());
 
 function River() {
   const app = useApp();
@@ -73,59 +43,61 @@ function River() {
   const build = (width: number, palette: Palette, minus: Trace | null = null): Drawing => {
     const trace = app.trace.value;
     const made = streams(trace, by.value, minus);
-    const areas = stacked(made);
+    const [above, below] = [stacked(made, Math.max), stacked(made, Math.min)];
     const { names, sums, steps } = made;
     const height = Math.max(300, Math.min(430, width * 0.46));
     const [left, top, right] = [34, 14, Math.min(190, 70 + width * 0.15)];
-    const highest = Math.max(...areas.flatMap(({ above }) => above.upper), 0.01);
-    const lowest = Math.min(...areas.flatMap(({ below }) => below.lower), 0);
-    const y = (value: number) => top + (height * (highest - value)) / (highest - lowest);
-    const xs = steps.map((_, i) => left + ((width - left - right) * i) / (steps.length - 1));
     const end = steps.length - 1;
+    const [lowest = 0, highest = 0] = extent([...above, ...below].flat(2));
+    const y = scaleLinear([Math.max(highest, 0.01), lowest], [top, top + height]);
+    const x = scaleLinear([0, end], [left, width - right]);
     const running = steps.map((_, step) => sums.reduce((sum, row) => sum + row[step], 0));
+    /** Eased from step to step like water. */
+    const flow = area<SeriesPoint<number>>((_, step) => x(step), ([from]) => y(from), ([, to]) => y(to)).curve(curveBumpX);
+    const course = line<number>((_, step) => x(step), y).curve(curveBumpX)(running);
+    /** From where to where a stream is at a step, on the side of zero that it is on. */
+    const spanOf = (row: number, step: number) => {
+      const [upper, lower] = below[row][step];
+      return lower < upper ? [lower, upper] : above[row][step];
+    };
     const colors = names.map((name, i) => hue(name, i, palette));
-    const middle = (area: Area, step: number) => y((sideAt(area, step).lower[step] + sideAt(area, step).upper[step]) / 2);
+    const middle = (row: number) => (y(spanOf(row, end)[0]) + y(spanOf(row, end)[1])) / 2;
     // Names at the right stand beside their streams, and move apart where they would touch.
-    const labels = areas
-      .map((area, i) => ({ i, at: middle(area, end) }))
+    const labels = names
+      .map((_, i) => ({ i, at: middle(i) }))
       .sort((a, b) => a.at - b.at);
     const gap = 15;
     labels.forEach((label, k) => (label.at = Math.max(label.at, k ? labels[k - 1].at + gap : top + 4)));
     for (let k = labels.length - 1; k >= 0; k--) labels[k].at = Math.min(labels[k].at, k === labels.length - 1 ? top + height : labels[k + 1].at - gap);
     const draw = (surface: Surface) => {
-      for (const value of ticks(lowest, highest, 6)) {
-        surface.rect(left, y(value), width - left - right, 1, { fill: value ? palette.grid : palette.muted });
-        surface.text(left - 7, y(value), round(value), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
-      }
-      areas.forEach((area, i) => {
-        for (const { lower, upper } of [area.above, area.below]) {
-          if (lower.some((edge, step) => edge !== upper[step])) surface.path(band(xs, lower.map(y), upper.map(y)), { fill: colors[i] });
-        }
+      levels(surface, palette, y, y.ticks(6), [left, width - right], palette.muted);
+      names.forEach((_, i) => {
+        for (const { [i]: series } of [above, below]) if (series.some(([from, to]) => from !== to)) surface.path(flow(series), { fill: colors[i] });
       });
-      surface.path(band(xs, running.map(y), running.map(y)), { stroke: palette.panel, width: 5 });
-      surface.path(band(xs, running.map(y), running.map(y)), { stroke: palette.ink, width: 2 });
-      surface.circle(xs[end], y(running[end]), 4.5, { fill: palette.ink, stroke: palette.panel, width: 2 });
+      surface.path(course, { stroke: palette.panel, width: 5 });
+      surface.path(course, { stroke: palette.ink, width: 2 });
+      surface.circle(x(end), y(running[end]), 4.5, { fill: palette.ink, stroke: palette.panel, width: 2 });
       for (const { i, at } of labels) {
         const color = colors[i];
-        const from = middle(areas[i], end);
-        surface.path(`M${xs[end] + 6} ${from}C${xs[end] + 16} ${from} ${xs[end] + 14} ${at} ${xs[end] + 24} ${at}`, { stroke: color, width: 1.5 });
+        const from = middle(i);
+        surface.path(`M${x(end) + 6} ${from}C${x(end) + 16} ${from} ${x(end) + 14} ${at} ${x(end) + 24} ${at}`, { stroke: color, width: 1.5 });
         const value = number(sums[i][end], 3);
-        surface.text(xs[end] + 29, at, width < 480 ? names[i] : `${names[i]}  ${value}`, { size: 11.5, fill: palette.ink, baseline: "middle", fit: width - xs[end] - 30 });
+        surface.text(x(end) + 29, at, width < 480 ? names[i] : `${names[i]}  ${value}`, { size: 11.5, fill: palette.ink, baseline: "middle", fit: width - x(end) - 30 });
       }
       steps.forEach((_, i) => {
         const layer = i % 2 === 1 && i < end ? (i - 1) / 2 : -1;
         const many = Math.ceil((steps.length * 16) / (width - left - right));
-        if (layer >= 0 && layer % many === 0) surface.text((xs[i] + xs[i + 1]) / 2, top + height + 18, `${layer}`, { size: 11, fill: palette.muted, anchor: "middle" });
-        if (i) surface.rect(xs[i] - 0.5, top + height + 2, 1, layer >= 0 ? 6 : 3, { fill: palette.line });
+        if (layer >= 0 && layer % many === 0) surface.text((x(i) + x(i + 1)) / 2, top + height + 18, `${layer}`, { size: 11, fill: palette.muted, anchor: "middle" });
+        if (i) surface.rect(x(i) - 0.5, top + height + 2, 1, layer >= 0 ? 6 : 3, { fill: palette.line });
       });
       surface.text(left, top + height + 34, width < 480 ? "layers →" : "layers: attention, then MLP →", { size: 11, fill: palette.muted });
       surface.text(width, top + height + 34, `${minus ? "change of the logit" : "logit"} ${number(made.logit, 4)}`, { size: 12, weight: 700, fill: palette.ink, anchor: "end" });
     };
     const find = (px: number, py: number): [number, number] | null => {
-      const step = Math.round(((px - left) / (width - left - right)) * end);
+      const step = Math.round(x.invert(px));
       if (step < 0 || step > end) return null;
-      const value = highest - ((py - top) / height) * (highest - lowest);
-      const row = areas.findIndex((area) => value >= sideAt(area, step).lower[step] && value < sideAt(area, step).upper[step]);
+      const value = y.invert(py);
+      const row = names.findIndex((_, i) => value >= spanOf(i, step)[0] && value < spanOf(i, step)[1]);
       return row < 0 ? null : [row, step];
     };
     return {
@@ -138,9 +110,8 @@ function River() {
         columns: steps.length,
         find,
         box: (row, step) => {
-          const side = sideAt(areas[row], step);
-          const [a, b] = [y(side.upper[step]), y(side.lower[step])];
-          return [xs[step] - 5, a, 10, Math.max(3, b - a)];
+          const [b, a] = spanOf(row, step).map(y);
+          return [x(step) - 5, a, 10, Math.max(3, b - a)];
         },
         read: (row, step) => `${names[row]} has added ${number(sums[row][step], 4)} after ${steps[step]}; the sum so far is ${number(running[step], 4)}`,
         choose: (row) => {
@@ -187,7 +158,7 @@ export function Closing() {
   const { total, logit } = streams(trace, "kind");
   return (
     <dl class="closing">
-      <dt>{`Sum of ${trace.need("attribution.components").size} parts`}</dt>
+      <dt>{`Sum of ${trace.need(PARTS).size} parts`}</dt>
       <dd>{plain(total)}</dd>
       <dt>Logit of the run</dt>
       <dd>{plain(logit)}</dd>
@@ -200,7 +171,7 @@ export function Closing() {
 /** The command that writes the logit as the sum of all its parts. */
 const partsCommand = (app: App) => {
   const { header } = app.trace.value;
-  return commandOf(app, "attribute", `--token ${shellText(header.target.text)} --pos ${header.target.pos} --by head --top ${app.trace.value.need("attribution.components").size}`);
+  return commandOf(app, "attribute", `--token ${shellText(header.target.text)} --pos ${header.target.pos} --by head --top ${app.trace.value.need(PARTS).size}`);
 };
 
 /** All digits of a number. */
@@ -234,7 +205,7 @@ function FromWhere() {
     const chosen = app.of(app.edited.value, () => headsOf(app)).slice(0, count);
     const all = headsOf(app);
     const heads = chosen.map((one) => all.find((own) => own.layer === one.layer && own.head === one.head) ?? one);
-    const reach = Math.max(...heads.flatMap((head) => head.bySource.map(Math.abs)), 1e-9);
+    const reach = max(heads.flatMap((head) => head.bySource), Math.abs) || 1e-9;
     return heatMap({
       width,
       palette,
@@ -290,7 +261,7 @@ function Largest() {
     return order.slice(0, MOST_PARTS).map(({ name }) => ({ name, value: now.get(name) ?? 0 }));
   };
   const parts = () => {
-    const block = app.trace.value.need("attribution.components");
+    const block = app.trace.value.need(PARTS);
     return block.entry.of!.map((name, i) => ({ name, value: block.value(i) })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
   };
   return (
@@ -314,7 +285,7 @@ function Largest() {
 
 export function RiverScreen() {
   const app = useApp();
-  if (!app.trace.value.has("attribution.components")) return <Missing what="attribution.components" />;
+  if (!app.trace.value.has(PARTS)) return <Missing what={PARTS} />;
   return (
     <>
       <River />
