@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -418,3 +419,18 @@ def test_a_file_that_asks_for_eager_attention_gets_it(tmp_path: Path) -> None:
         model = pl.load(folder)
         assert model.execution.attention == "eager"
         assert same_logits(model, transformers.GPT2LMHeadModel.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("longer", ["transformer.wte.weight", "lm_head.weight"])
+def test_an_embedding_that_was_resized_without_its_head_is_told_apart(longer: str, tmp_path: Path) -> None:
+    """No size fits both; without the rows that were added the model is what it was."""
+    hf = small_hf(tie_word_embeddings=False)
+    tensors = hf_dict(hf)
+    folder = save_folder(tmp_path, {**tensors, longer: torch.cat([tensors[longer], tensors[longer][:3]])}, hf)
+    with pytest.raises(pl.WeightsError, match="misshapen") as caught:
+        pl.load(folder)
+    assert caught.value.remedy.startswith("No vocab_size fits both: ")
+    call, _, how = caught.value.remedy.rpartition("pl.load(")[2].rpartition(", config=...), with tensors = ")
+    tensors = eval(how.removesuffix("."), {"safetensors": safetensors})
+    model = pl.load(eval(call, {"tensors": tensors}), config=hf.config.to_dict())
+    assert same_logits(model, hf)

@@ -174,7 +174,10 @@ def _check(
     refuse_empty(present, {given[name][0]: shape for name, shape in expected.items() if name in theirs})
     if missing or unexplained or wrong:
         only_unexplained = not (missing or wrong or prefixes_of(unexplained))
-        remedy = _without(unexplained, how, config) if only_unexplained else _sizes_remedy(theirs, config, layout)
+        remedy = (
+            _without(unexplained, how, config) if only_unexplained else _resized_alone(theirs, expected, layout, how)
+        )
+        remedy = remedy or _sizes_remedy(theirs, config, layout)
         head = layout.head.theirs[0]
         if only_unexplained and not config.tie_word_embeddings and head not in theirs:
             heads = [name for name in unexplained if tuple(others[name].shape) == expected[head]]
@@ -249,6 +252,24 @@ def _sizes_remedy(theirs: Mapping[str, Tensor], config: Config, layout: Layout) 
     return (
         "Give the configuration that these weights were trained with (sizes, tie_word_embeddings), or the weights of "
         f"a plain {family_of(config).config.about.family}."
+    )
+
+
+def _resized_alone(
+    theirs: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], layout: Layout, how: str
+) -> str:
+    """What to do if the embedding has other rows than the head, which no size fits; nothing if it has not."""
+    names = [*(name for row in layout.rows if row.ours == EMBED for name in row.theirs), *layout.head.theirs]
+    rows = {name: len(theirs[name]) for name in names if name in theirs and expected[name] == expected[names[0]]}
+    if len(set(rows.values())) < 2:
+        return ""
+    fewest = min(rows.values())
+    longer = next(name for name in rows if rows[name] > fewest)
+    return (
+        f"No vocab_size fits both: {' and '.join(f'{name} has {count} rows' for name, count in rows.items())}. Resize "
+        "both where the model was made (model.resize_token_embeddings does) and save it again, or leave out the rows "
+        f"that were added: pl.load({{**tensors, {longer!r}: tensors[{longer!r}][:{fewest}]}}, config=...), with "
+        f"tensors = {how}."
     )
 
 
