@@ -27,6 +27,26 @@ def attribute(of: object, name: str, default: Any = None) -> Any:
         return default
 
 
+def require_tree(module: Any, verb: str) -> None:
+    """Raise an `InputError` if a module holds itself: its names, and whatever goes through it, would never end."""
+    above: dict[Any, str] = {}
+
+    def enter(inner: Any, path: str) -> None:
+        if inner in above:
+            raise InputError(
+                f"{verb}: {path} is {above[inner] or 'the model itself'}, which holds it: its names would never end.",
+                code="holds-itself",
+                remedy=f"Take {path} out of the tree; a reference in a tuple, such as self.parent = (parent,), is no "
+                "part of it.",
+            )
+        above[inner] = path
+        for name, child in inner.named_children():
+            enter(child, f"{path}.{name}" if path else name)
+        del above[inner]
+
+    enter(module, "")
+
+
 def path_of(given: object) -> Path:
     """The path that a caller gave, for reading or for writing; `~` is the user's own folder, as in a shell."""
     text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None  # pyright: ignore[reportUnknownArgumentType]

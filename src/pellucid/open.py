@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from pellucid.check import require_tree
 from pellucid.dialects import CONVERTING, OPENING, named_arguments
 from pellucid.errors import WeightsError, shown
 from pellucid.families import InTransformers, family_of
@@ -309,6 +310,8 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
         >>> pl.from_hf(hf).config.n_layer
         4
     """
+    if isinstance(hf_model, torch.nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        require_tree(hf_model, "from_hf")
     model = weights.from_hf(CkptedTransformer, hf_model, attention=attention, numerics=numerics)
     require_agreement("from_hf", model, hf_model)
     return model

@@ -227,6 +227,10 @@ def test_a_module_that_holds_itself() -> None:
     with pytest.raises(pl.InputError, match=r"parts\.parent is the model itself") as caught:
         audit_ties(model)
     assert caught.value.code == "holds-itself"
+    for verb in (pl.count_parameters, pl.from_hf, lambda given: pl.compare(pl.load(), given)):
+        with pytest.raises(pl.InputError, match="its names would never end") as caught:
+            verb(model)
+        assert caught.value.code == "holds-itself"
     del model.parts
     model.parts = (model,)  # what the remedy says
     assert audit_ties(model).unique == 6

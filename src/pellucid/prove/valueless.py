@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from pellucid.check import require_tree
 from pellucid.errors import InputError, shown
 from pellucid.numerics.dispatch import DispatchMode
 from pellucid.prove.calling import working_call
@@ -34,6 +35,7 @@ def with_values(tensor: Tensor, name: str) -> Tensor:
 def require_values(side: Tensor | nn.Module | Mapping[str, Tensor]) -> tuple[str, ...]:
     """Notes of tensors without values that no run reads; `InputError` if a side has others."""
     if isinstance(side, nn.Module):
+        require_tree(side, "compare")
         held = all_in(side)[0]
     else:
         held = {"the tensor": side} if isinstance(side, Tensor) else dict(side)

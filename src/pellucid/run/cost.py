@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
+from pellucid.check import require_tree
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.fast.decoder import kernels_for
@@ -198,6 +199,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
             code="not-counted",
             remedy="Give a module, such as pl.load(path); pl.audit_ties counts what a state dict or a file holds.",
         )
+    require_tree(model, "count_parameters")
     named: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
     if not isinstance(model, Network):
         return _count(named, lambda name: name.split(".", 1)[0])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid.check import require_tree
 from pellucid.errors import InputError
 from pellucid.rotary import Rotary
 from pellucid.run.model import CkptedTransformer
@@ -104,7 +105,7 @@ def remember(boxes: Iterable[dict[Any, Any]]) -> Callable[[], None]:
 
 def live_subject(model: nn.Module) -> Subject:
     """Describe a model in memory, which is only read; raise `InputError` if a module holds itself."""
-    _require_tree(model, "", {})
+    require_tree(model, "audit_ties")
     named = tuple(_named(model))
     trainable = tuple(model.parameters())
     what = type(model).__name__
@@ -114,18 +115,6 @@ def live_subject(model: nn.Module) -> Subject:
     if is_hf(model):
         return Subject(f"{what} (transformers)", "hf", named, declared_by(model), trainable)
     return Subject(what, "module", named, Declared(), trainable)
-
-
-def _require_tree(module: nn.Module, path: str, above: dict[nn.Module, str]) -> None:
-    if module in above:
-        raise InputError(
-            f"audit_ties: {path} is {above[module] or 'the model itself'}, which holds it: its names would never end.",
-            code="holds-itself",
-            remedy=f"Take {path} out of the tree; a reference in a tuple, such as self.parent = (parent,), is no part "
-            "of it.",
-        )
-    for name, child in module.named_children():
-        _require_tree(child, f"{path}.{name}" if path else name, {**above, module: path})
 
 
 def _named(model: nn.Module) -> Iterator[Named]:
