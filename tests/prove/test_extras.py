@@ -98,6 +98,21 @@ def test_an_equal_copy_that_never_runs_is_a_note(small: pl.CkptedTransformer) ->
     assert found.where == "blocks.0.mlp.ckpt_post"
 
 
+def test_one_block_may_be_all_of_them() -> None:
+    """As in ALBERT, against a reference that has a copy for every place."""
+    state = support.glass(**SMALL).state_dict()
+    equal = {name: state[name.replace("blocks.1.", "blocks.0.")] for name in state}
+    for tensors, wrong, verdict in (
+        (equal, "", "equivalent"),
+        (equal, "eps 1e-6", "different"),
+        (state, "", "different"),
+    ):
+        model = pl.load(tensors, config=support.glass(**SMALL).config)
+        program = course(model, wrong)
+        program.blocks = nn.ModuleList([program.blocks[0]] * 2)
+        assert pl.compare(model, program, IDS).verdict == verdict
+
+
 def test_what_is_next_to_nothing_is_not_identical(small: pl.CkptedTransformer) -> None:
     """Rounding hides it, and the outputs were judged with it. A state dict is not run with it."""
     report = pl.compare(small, with_bias(small, 1e-30), IDS)

@@ -27,7 +27,7 @@ from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import DOUBLE, Program, WatchedModel
 from pellucid.prove.tensors import compare_tensors, known_buffers
-from pellucid.prove.units import N_CTX, kind_of, unit_axes, units_of
+from pellucid.prove.units import N_CTX, is_in_another_block, kind_of, unit_axes, units_of
 from pellucid.prove.valueless import read_in
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
@@ -50,10 +50,12 @@ def without_idle(
     found = {name: what for name in unexplained if (what := _constant(others[name], judged=judged))}
     rest = [name for name in unexplained if name not in found]
     found |= dict.fromkeys(_without_effect(rest, program, others, batches), "without effect on the logits")
+    units = matching.units
     hidden = tuple(
         unit
         for unit in alignment.missing
-        if kind_of(unit) in unseen or (judged and is_next_to_nothing(matching.units[unit]))
+        if kind_of(unit) in unseen
+        or (judged and (is_next_to_nothing(units[unit]) or is_in_another_block(unit, units, alignment.missing)))
     )
     return replace(
         alignment,

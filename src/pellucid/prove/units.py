@@ -8,7 +8,7 @@ import math
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -259,3 +259,9 @@ def _merges(sizes: Sequence[int], shape: Sequence[int]) -> bool:
         if product != whole:
             return False
     return all(size == 1 for size in rest)
+
+
+def is_in_another_block(unit: str, units: Mapping[str, Tensor], missing: Collection[str]) -> bool:
+    """Whether a unit's values are another block's, too, which are not missing: one module may be both blocks."""
+    there = (name for name in units if kind_of(name) == kind_of(unit) and name not in missing)
+    return any(torch.equal(units[unit], units[name]) for name in there)

@@ -82,7 +82,10 @@ def notes_on(alignment: Alignment, unseen: Mapping[str, str], told: Collection[s
     for what, names in (
         ("unexplained by the reference", alignment.unexplained),
         ("missing, and the reference has them", alignment.missing),
-        ("missing, which changes nothing (about 0, ones, k's bias or the other end again)", alignment.unneeded),
+        (
+            "missing, which changes nothing (about 0, ones, k's bias, the other end, a block again)",
+            alignment.unneeded,
+        ),
     ):
         if names := [name for name in names if name not in told]:
             notes.append(f"{what}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else ""))
