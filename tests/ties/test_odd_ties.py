@@ -191,6 +191,15 @@ def test_an_odd_tie_is_predicted_as_it_reloads(case: str, tmp_path: Path) -> Non
     assert (after.survives, after.tied_after) == cases.really(model, tmp_path)
 
 
+def test_what_is_replaced_is_named_and_what_passes_on_its_input_is_nothing() -> None:
+    model = cases.small().eval()
+    model.transformer.h[0].attn.attn_dropout = nn.Identity()
+    assert audit_ties(model).after_reload.survives is True
+    model.lm_head.forward = lambda x: 2 * x @ model.lm_head.weight.T
+    model.transformer.h[0].mlp.act = nn.ReLU()
+    assert [loss.name for loss in audit_ties(model).after_reload.lost] == ["transformer.h.0.mlp.act", "lm_head.weight"]
+
+
 def test_float8_copies_are_compared_and_differences_seen() -> None:
     """torch neither adds float8 nor takes it in `torch.equal`."""
     values = torch.linspace(-2, 2, 12).reshape(3, 4).to(torch.float8_e4m3fn)
@@ -203,3 +212,5 @@ def test_float8_copies_are_compared_and_differences_seen() -> None:
     assert same_numbers(values, values.clone())
     assert not same_numbers(values, other)
     assert same_numbers(zeros, (-torch.zeros(3, 4)).to(torch.float8_e4m3fn))
+    whole = torch.arange(6).to(torch.uint16)  # nor adds uint16
+    assert "equal: a = b [6]" in str(audit_ties({"a": whole, "b": whole.clone()}))

@@ -216,10 +216,12 @@ class _Comparison:
         return (*lost, *changed_settings(self.modules, fresh, skip=replaced))
 
     def _lost_under(self, path: str, module: nn.Module, other: nn.Module) -> list[Loss]:
-        names = [name for name in self.live if name.startswith(f"{path}.")] or [f"{path}.weight"]
+        weight = f"{path}.weight"
+        names = [n for n in self.live if n.startswith(f"{path}.")] or [weight if weight in self.again.source else path]
         kind = type(other).__name__
         gone = f"is lost: the class builds a {kind} in the place of this {type(module).__name__}"
-        linear, weight = plain_linear(module), f"{path}.weight"
+        gone += ", whose forward was replaced" * ("forward" in vars(module))
+        linear = plain_linear(module)
         if linear is not None and kind == "Linear" and weight in self.again.source:
             source = self.again.source[weight]
             if source is None:
@@ -265,7 +267,13 @@ def _computes_otherwise(module: nn.Module, fresh: Mapping[str, nn.Module], path:
 
 
 def _same_code(a: nn.Module, b: nn.Module) -> bool:
+    if isinstance(a, _PASSING) and isinstance(b, _PASSING):
+        return "forward" not in vars(a) and (isinstance(a, nn.Identity) or type(a) is type(b) or not a.training)
     return (type(a) is type(b) or type(a).forward is type(b).forward) and "forward" not in vars(a)
+
+
+_PASSING = (nn.Identity, nn.Dropout)
+"""Modules that pass on what they get, as long as they evaluate."""
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

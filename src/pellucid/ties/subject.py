@@ -79,7 +79,9 @@ def plain_linear(module: nn.Module | None) -> nn.Linear | None:
     while type(module) is nn.Sequential:
         inner = [child for child in module if type(child) is not nn.Identity]
         module = inner[0] if len(inner) == 1 else None
-    return module if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward else None
+    if not isinstance(module, nn.Linear) or "forward" in vars(module):
+        return None
+    return module if type(module).forward is nn.Linear.forward else None
 
 
 def built(model: CkptedTransformer) -> CkptedTransformer:
