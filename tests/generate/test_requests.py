@@ -60,6 +60,8 @@ def test_forms_that_others_take(bundled: pl.CkptedTransformer):
     assert bundled.generate("Once upon", max_new_tokens=3, stop=None).texts == plain.texts
     first = int(plain.new_ids[0, 0])
     assert bundled.generate("Once upon", max_new_tokens=3, end_ids=first).stopped == ["end"]
+    greedy = pl.Sampler(temperature=0, repetition_penalty=10**30)  # more than torch divides by
+    assert bundled.generate("Once", sampler=greedy, max_new_tokens=1).ids.size(1) > 1
     assert pl.Sampler(suppress_tokens=5).suppress_tokens == (5,)  # pyright: ignore[reportArgumentType]
     with pytest.raises(pl.InputError) as caught:
         pl.Sampler(suppress_tokens="5")  # pyright: ignore[reportArgumentType]

@@ -95,6 +95,8 @@ class Sampler:
             found = as_number(getattr(self, name))
             _require(name, getattr(self, name), found is not None and not math.isnan(found), "a number")
             numbers[name] = cast(float, found)  # a whole number beyond all floats is infinite
+            if abs(numbers[name]) >= 2**63 and name not in _WHOLE:
+                object.__setattr__(self, name, numbers[name])  # torch divides by no whole number as large
         _require("temperature", self.temperature, 0 <= numbers["temperature"] < math.inf, "a finite number, 0 or more")
         for name in ("top_p", "min_p"):
             _require(name, getattr(self, name), 0 <= numbers[name] <= 1, "from 0 to 1")
@@ -102,7 +104,7 @@ class Sampler:
         _require("repetition_penalty", self.repetition_penalty, 0 < numbers["repetition_penalty"] < math.inf, "above 0")
         for name in ("frequency_penalty", "presence_penalty"):
             _require(name, getattr(self, name), math.isfinite(numbers[name]), "a finite number")
-        for name in ("top_k", "no_repeat_ngram_size", "min_new_tokens"):
+        for name in _WHOLE:
             value = getattr(self, name)
             _require(name, value, as_whole(value) is not None and value >= 0, "a whole number, 0 or more")
 
@@ -216,6 +218,8 @@ class Sampler:
 
 
 _TOKENS = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
+
+_WHOLE = ("top_k", "no_repeat_ngram_size", "min_new_tokens")
 
 _KEEPING = ("repetition_penalty", "frequency_penalty", "presence_penalty", "temperature", "top_k", "top_p", "min_p",
             "typical_p")  # fmt: skip
