@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -544,6 +545,31 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     assert 0 < len(pl.corpus.open(tmp_path / "a.zarr").parts) < pl.corpus.open(whole).plan.parts
     captured(tmp_path / "a.zarr")
     assert files(tmp_path / "a.zarr") == files(whole)
+
+
+def test_rows_that_the_disk_lost_before_the_end_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk says once that it could not take what was written; all later flushes succeed."""
+    path, flush, write, lost = tmp_path / "a.zarr", atomic._flush, part_making.PartWriter.write, list[Path]()
+
+    def flush_but_once(file: Path) -> None:
+        if not lost and file.suffix == ".part" and file.parent.parent == path:
+            lost.append(file)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(file)
+
+    def write_and_wait(writer: Any, rows: Any) -> None:
+        write(writer, rows)
+        futures.wait([writer._settling])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(part_making, "SETTLED", 1)
+        patched.setattr(atomic, "_flush", flush_but_once)
+        patched.setattr(part_making.PartWriter, "write", write_and_wait)
+        with pytest.raises(pl.PellucidError, match=os.strerror(errno.EIO)):
+            captured(path)
+    assert lost
+    assert not pl.corpus.open(path).parts
+    assert captured(path).is_complete
 
 
 def test_unknown_names_and_parts_of_a_store(tmp_path: Path) -> None:

@@ -184,6 +184,8 @@ class PartWriter:
             pass
         self._unsettled += sum(len(piece) for pieces in data.values() for _, piece in pieces)
         if self._unsettled >= SETTLED and (self._settling is None or self._settling.done()):
+            if self._settling is not None:
+                self._settling.result()  # an error of a disk is told once: no later flush would say that rows were lost
             self._unsettled, self._settling = 0, self._threads.submit(self._settle)
 
     def _bytes(self, pieces: Pieces) -> list[tuple[int, memoryview]]:
