@@ -45,8 +45,15 @@ def test_tokens_look_as_they_do_on_the_command_line(token: str) -> None:
     assert shown == expected or shown == f"{expected[: canvas.LONGEST - 1]}…"
 
 
-def test_every_token_is_drawn_without_a_warning(tmp_path: Path, logged: list[logging.LogRecord]) -> None:
+def test_every_token_is_drawn_without_a_warning(
+    tmp_path: Path, logged: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Warnings are errors here; matplotlib also speaks by its logger."""
+    speaker = logging.getLogger("matplotlib")
+    monkeypatch.setattr(speaker, "level", speaker.level)  # which is so again afterwards
+    speaker.setLevel(logging.WARNING)
+    speaker.warning("heard")
+    assert logged.pop().getMessage() == "heard"
     count = len(HARD)
     with mpl.rc_context({"text.usetex": False, "axes.formatter.use_mathtext": True}):
         one = Figure(figsize=(5, 5)).add_subplot()
