@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from loops import METRIC, exact
@@ -58,6 +60,26 @@ def test_a_part_is_patched_where_it_is_in_each_text() -> None:
     turned = pl.patching.sweep(model, corrupted, clean, "resid_mid", over=("layer", "pos"), metric=METRIC,
                                align=roles.turned(), direction="noise", per_text=True)  # fmt: skip
     np.testing.assert_array_equal(turned.values, swept.values)
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_true_pairs_what_both_texts_share(direction: pl.patching.sweeps.Direction) -> None:
+    model = exact()
+    shorter = support.ragged_ids(5)
+    longer = [[*shorter[0][:2], 91, *shorter[0][2:]]]
+
+    def swept(clean: list[list[int]], corrupted: list[list[int]], align: Any) -> Any:
+        return pl.patching.sweep(model, clean, corrupted, "resid_mid", over=("layer", "pos"), metric=METRIC,
+                                 direction=direction, align=align)  # fmt: skip
+
+    for texts in ((longer, shorter), (shorter, longer)):
+        by_itself, found = swept(*texts, True), swept(*texts, pl.patching.align(model, *texts))
+        assert by_itself["pos"].values.tolist() == found["pos"].values.tolist()
+        assert len(by_itself["pos"]) == len(shorter[0])
+        np.testing.assert_array_equal(by_itself.values, found.values)
+    moved = shorter, [[*shorter[0][1:], 91]]
+    np.testing.assert_array_equal(swept(*moved, False).values, swept(*moved, None).values)
+    assert swept(*moved, True).shape != swept(*moved, False).shape
 
 
 def test_the_last_token_needs_no_alignment() -> None:
