@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import pellucid as pl
 import support
 from pellucid.generate.generation import Stopping, TextStream
+from pellucid.text.tokenizer_files import library
 
 TEXTS = [
     "Hello world",
@@ -677,9 +678,12 @@ def test_a_tokenizer_is_saved_whole_or_refused_by_name(bundled: pl.CkptedTransfo
 PANICS: dict[str, dict[str, Any]] = {
     "a prefix that no merge has": {"model": {"continuing_subword_prefix": "##"}},
     "pieces of no characters": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
-    "a replacement of nothing": {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "a"}},
+    "a replacement of nothing": {
+        "normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "a"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+    },
 }
-"""What a `tokenizer.json` holds that makes the library panic."""
+"""What a `tokenizer.json` holds that makes the library panic, as it reads it or as it encodes a text."""
 
 
 @pytest.mark.parametrize("case", PANICS)
@@ -689,9 +693,22 @@ def test_what_makes_the_library_panic_is_refused_before(
     """A panic is an error of ours, too, but prints a trace first."""
     stored = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str())
     changed = {k: {**stored[k], **v} if k == "model" else v for k, v in PANICS[case].items()}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({**stored, **changed}))
+    written = json.dumps({**stored, **changed})
+    (tmp_path / "tokenizer.json").write_text(written)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     for door, path in ((pl.Tokenizer.from_file, tmp_path / "tokenizer.json"), (pl.Tokenizer.from_folder, tmp_path)):
         with pytest.raises(pl.WeightsError, match="cannot be read"):
             door(path)
     assert "panicked" not in capfd.readouterr().err
+    with pytest.raises(BaseException) as caught:
+        tokenizers.Tokenizer.from_str(written).encode("ab")
+    assert caught.type.__name__ == "PanicException"
+
+
+def test_another_panic_of_the_library_is_an_error_of_ours() -> None:
+    class Panic(BaseException):
+        pass
+
+    with pytest.raises(pl.WeightsError, match="'a file' cannot be read: slice index") as caught, library("a file"):
+        raise Panic("slice index")
+    assert caught.value.code == "tokenizer-unreadable"
