@@ -184,7 +184,7 @@ def as_drawn(figure: Figure, dots: int) -> Figure:
 READ = ("attention_last_query", "attention_odd", "attention_wide", "attention_grid_4x4_11", "heatmap_odd",
         "autoregression_long_name", "circuit_edges", "circuit_nodes", "heatmap_names", "attribution_1",
         "attribution_zero", "next_tokens_one", "next_tokens_many", "neuron_1", "scatter_1", "tokens_1", "tokens_hard",
-        "parameters_long_names", "ridges_1")  # fmt: skip
+        "parameters_long_names", "ridges_1", "heatmap_1", "lens_1", "residual_growth_1")  # fmt: skip
 """What is odd, and some of the smallest; of each kind one is read beside its kept picture, too (test_plot_pictures.py).
 
 `make test-all` reads the others."""

@@ -57,7 +57,7 @@ def test_alignment_converts(name: str, small: pl.CkptedTransformer) -> None:
     assert not alignment.check(small, made).bit_equal
 
 
-@pytest.mark.parametrize("name", support.few_of(FRESH, "course"))
+@pytest.mark.parametrize("name", support.few_of(FRESH, "course", "per head"))
 def test_fresh_weights_with_many_equal_values(name: str) -> None:
     """Zero biases and unit gains: which is which cannot be told from the values, and nobody is accused."""
     torch.manual_seed(3)

@@ -78,9 +78,12 @@ SHOWN, UNSHOWN = ([(build, wrong) for wrong in MISTAKES] for build in (course, m
 
 ONE_OF_EACH = ("erf gelu", "relu", "eps 1e-6", "rms", "no scale", "no mask", "softmax over queries", "interleaved",
                "output transposed", "post-LN", "parallel", "no residual at mlp", "positions from 1", "no positions",
-               "last block left out", "no final norm", "log-probabilities")  # fmt: skip
-"""At least one of each part and of each place. The others are in the same table, which the exercises go through
-(tests/exercises/test_exercise_mistakes.py), and `make test-all` compares them, too."""
+               "last block left out", "no final norm", "log-probabilities", "mask sees next", "order kqv",
+               "norms swapped", "unbiased variance", "eps outside", "position 0", "embedding scaled",
+               "blocks reversed")  # fmt: skip
+"""At least one of each part and place, and of those that are taken for one another; heads that are not moved are among
+the programs that show only their logits. The others are spellings of these: `make test-all` compares them, too, and the
+exercises go through the table (tests/exercises/test_exercise_mistakes.py)."""
 
 
 @pytest.mark.parametrize(

@@ -517,6 +517,21 @@ def test_neighbours_and_another_model(client: Client, bundled: pl.CkptedTransfor
     assert compared["ties"]
 
 
+def test_after_hf_the_other_is_a_model_of_transformers(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    compared: list[str] = []
+
+    def compare(*sides: Any, inputs: Any) -> Any:
+        compared.extend(type(side).__name__ for side in sides)
+        return SimpleNamespace(to_json=lambda: "{}")
+
+    monkeypatch.setattr(answers, "compare_models", compare)
+    client.post("run", text=TEXT)
+    ties = client.json("compare", other="hf:bundled")["ties"]
+    assert compared == ["CkptedTransformer", "GPT2LMHeadModel"]
+    assert ["GPT2LMHeadModel" in tie["what"] for tie in ties] == [False, True]
+
+
 @pytest.mark.long
 def test_the_model_is_compared_with_transformers_own_run(client: Client) -> None:
     pytest.importorskip("transformers")
