@@ -252,12 +252,13 @@ def test_which_ray_is_joined(case: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", {"one of its own": "local", "one elsewhere": "192.0.2.9:6379"}.get(case, ""))
     monkeypatch.setenv(ray_workers.USAGE, "0")
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if case != "it has ended":  # else the port stays taken, and refuses
+            server.listen()
         if case != "none":
             (tmp_path / "ray").mkdir()
             (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{server.getsockname()[1]}\n")
-        if case == "it has ended":
-            server.close()
         ray_workers._start(SimpleNamespace(init=lambda **about: asked.append(about)), 3)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     own = {"address": "local", "num_cpus": 3, "include_dashboard": False}
