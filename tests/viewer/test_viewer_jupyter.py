@@ -85,6 +85,8 @@ def test_a_cell_of_jupyterlab_draws_its_view_and_one_that_was_sent_is_in_words(b
         watched.page.wait_for_timeout(1000)
         if first.locator(".jp-InputPrompt").inner_text().strip("[]: "):
             break
+    else:
+        raise AssertionError("the kernel never ran the cell")
     view = watched.page.locator("div[id^=pellucid-]")
     view.locator(".token").last.wait_for()
     assert view.locator(".token").all_inner_texts() == ["Once", "␣upon", "␣a", "␣time"]
