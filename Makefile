@@ -13,12 +13,15 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(READY)
 	@$(BIN)/pellucid demo
 
+# What runs at the same time writes one after another, where make can do that (4.0 and later).
+APART := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
 # Everything that `check` does, and all tests. Types are checked beside them: alone they would leave a processor idle.
 test: lint
-	@$(MAKE) --no-print-directory --jobs 3 types computing waiting
+	@$(MAKE) --no-print-directory $(APART) --jobs 3 types computing waiting
 
 tests: $(READY)
-	@$(MAKE) --no-print-directory --jobs 2 computing waiting
+	@$(MAKE) --no-print-directory $(APART) --jobs 2 computing waiting
 
 # What waits for browsers, servers and other processes runs beside what computes, in a process more than there are
 # processors: else one of them would be idle for minutes.
@@ -52,7 +55,7 @@ test-transformers-%:
 
 # Types and pages are checked at the same time: each takes one processor.
 check: lint
-	@$(MAKE) --no-print-directory --jobs 2 types pages
+	@$(MAKE) --no-print-directory $(APART) --jobs 2 types pages
 
 types: $(READY)
 	$(BIN)/pyright
