@@ -67,8 +67,17 @@ def another() -> pl.CkptedTransformer:
     return copy.deepcopy(bundled_model(), {id(kept): kept})
 
 
+def tokenizer_now() -> dict[str, Any]:
+    """All that the shared tokenizer holds."""
+    return {**vars(bundled_model().tokenizer), "_backend": bundled_model().tokenizer._backend.to_str()}
+
+
+TOKENIZER = functools.cache(tokenizer_now)
+"""It, as it was read."""
+
+
 @pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """A working directory of its own, a copy of the bundled model, and no network."""
     plain = pl.load
     case = getattr(request.node, "callspec", None)
@@ -81,6 +90,9 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    before = TOKENIZER()
+    yield
+    assert tokenizer_now() == before, "an example has changed the tokenizer that all of them share"
 
 
 def page_of(text: str) -> refresh.Page:
