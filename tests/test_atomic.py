@@ -140,6 +140,12 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"first": b"old", "second": b"old"}
 
 
+def test_a_file_that_cannot_be_begun_leaves_nothing(tmp_path: Path):
+    with files_of_at_most(1000), pytest.raises(pl.WeightsError, match="File too large"):
+        atomic.Begun(tmp_path / "file", 2000)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_text_that_utf8_has_not_is_written(tmp_path: Path):
     atomic.write_text(tmp_path / "text", "half of a pair: \ud800.")
     assert (tmp_path / "text").read_text("utf-8") == "half of a pair: ?."

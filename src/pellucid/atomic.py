@@ -133,8 +133,12 @@ class Begun:
         self.path, self._part = path, _temporary(path.parent)
         with self._said():
             path.parent.mkdir(exist_ok=True)  # of the store itself, if it was removed meanwhile, nothing is made again
-            with self._part.open("xb") as file:
-                file.truncate(size)
+            try:
+                with self._part.open("xb") as file:
+                    file.truncate(size)
+            except BaseException:
+                self.drop()
+                raise
 
     def write(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
         """Write pieces, each from some byte on; what is never written is zero."""
