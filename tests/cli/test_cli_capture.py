@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 import pellucid as pl
 from pellucid.corpus import intake, part_making, ray_workers
+from pellucid.open import BUNDLED
 
 WANTED = ("--names", "blocks.3.resid_post", "--names", "blocks.0.mlp.ckpt_post")
 
@@ -148,6 +151,22 @@ def test_a_store_of_something_else(cli: Any, data: Path, tmp_path: Path) -> None
         assert result.exit_code == 4
         assert f"remedy: {remedy}" in result.stderr, result.stderr
     assert cli(*given, *stored.split(), *made[4:], *out).exit_code == 0
+
+
+@pytest.mark.remedy("corpus-misfit")
+def test_a_store_from_before_eager_attention_was_asked_for(cli: Any, data: Path, tmp_path: Path) -> None:
+    model, config = tmp_path / "model", tmp_path / "copy.json"
+    shutil.copytree(BUNDLED, model)
+    fields = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    command = ("capture", "-m", str(model), "--data", str(data), *WANTED, "--out", str(tmp_path / "a.zarr"))
+    assert cli(*command).exit_code == 0
+    (model / "config.json").write_text(json.dumps({**fields, "_attn_implementation": "eager"}), encoding="utf-8")
+    result = cli(*command)
+    said = "Give by --config a copy of its config.json with '_attn_implementation': 'sdpa', or another --out."
+    assert f"remedy: {said}" in result.stderr, result.stderr
+    config.write_text(json.dumps({**fields, "_attn_implementation": "sdpa"}), encoding="utf-8")
+    assert cli(*command, "--config", str(config)).exit_code == 0
+    assert cli("capture", "--verify", "--out", str(tmp_path / "a.zarr")).exit_code == 0
 
 
 @pytest.mark.parametrize(

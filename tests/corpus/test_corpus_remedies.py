@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +70,27 @@ def _with_threads(here: Here, count: int) -> Any:
         torch.set_num_threads(before)
 
 
+def _asked_eager(here: Here, **more: Any) -> None:
+    """A store from before the configuration of its model asked for eager attention."""
+    folder, path = here.folder / "model", here.folder / "eager.zarr"
+    here.model.save_pretrained(folder)
+    pl.corpus.capture(pl.load(folder), TEXTS, NAME, path)
+    config = folder / "config.json"
+    fields = json.loads(config.read_text())
+    for field in ("_attn_implementation", "attn_implementation"):
+        config.write_text(json.dumps({**fields, field: "eager"}))
+        assert pl.load(folder).execution.attention == "eager"
+        assert pl.corpus.open(path).verify()
+        pl.corpus.capture(pl.load(folder, **more), TEXTS, NAME, path)
+
+
+def _attending(here: Here, attention: str) -> None:
+    path = here.folder / "attending.zarr"
+    here.model.save_pretrained(here.folder / "model")
+    for one in ("eager", attention):
+        pl.corpus.capture(pl.load(here.folder / "model", attention=one), TEXTS, NAME, path)
+
+
 def _elsewhere(here: Here, path: str = "a.zarr") -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "__version__", "1.0")
@@ -103,6 +125,10 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: _with_threads(h, THREADS + 1), f"torch.set_num_threads({THREADS})",
             lambda h: _with_threads(h, THREADS),
         ),
+        Case(_asked_eager, "attention='auto' and config={'_attn_implementation': 'sdpa'}",
+             lambda h: _asked_eager(h, config={"_attn_implementation": "sdpa"})),
+        Case(lambda h: _attending(h, "auto"), "Open the model with attention='eager',",
+             lambda h: _attending(h, "eager")),
         Case(_elsewhere, "write a new store to another path", lambda h: _elsewhere(h, "b.zarr")),
     ],
     "corpus-model": [

@@ -42,10 +42,14 @@ _WHAT = {
     "device": "the device differs",
 }  # fmt: skip
 
+FUSED = {"_attn_implementation": "sdpa"}
+"""What opens a file with attention='auto' although its configuration asks for eager attention."""
+
 _REMEDIES = {
     "model": "Give the model that it was made with, opened in the same way, or another path.",
     **{fact: f"Give {fact}={{stored!r}}, which it was made with, or another path." for fact in ARGUMENTS},
     **dict.fromkeys(MACHINE, "Run it where it was made, or write a new store to another path."),
+    "attention": "Open the model with attention={stored!r}{asked}, as it was when this was made, or give another path.",
     "threads": "Call torch.set_num_threads({stored}) first.",
     "texts": "Give the texts as they were, or another path: what is stored is of texts that have changed since.",
 }
@@ -80,7 +84,9 @@ def require_equal(stored: Mapping[str, Any], now: Mapping[str, Any], where: str)
         raise InputError(
             f"corpus: {_WHAT[fact]} from what {where!r} was made with: {_short(was)} there, {_short(value)} here.",
             code="corpus-misfit",
-            remedy=_REMEDIES.get(fact, _REMEDIES["model"]).format(stored=was),
+            remedy=_REMEDIES.get(fact, _REMEDIES["model"]).format(
+                stored=was, asked=f" and config={FUSED}" if was == "auto" else ""
+            ),
         )
 
 
@@ -106,9 +112,11 @@ def reopened(
             remedy=remedy,
         )
     try:
-        return load(
-            stored["model"], dtype=stored["model_dtype"], attention=stored["attention"], numerics=stored["numerics"]
-        )
+        how = {"dtype": stored["model_dtype"], "attention": stored["attention"], "numerics": stored["numerics"]}
+        model = load(stored["model"], **how)
+        if model.execution.attention != stored["attention"]:  # its configuration asks for another
+            model = load(stored["model"], **how, config=FUSED)
+        return model
     except (PellucidError, KeyError) as error:
         raise InputError(
             f"corpus: the model cannot be opened as {stored.get('model')!r}, where it came from: {error}",

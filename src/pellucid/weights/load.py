@@ -265,8 +265,8 @@ def _build(
 
 def _attention_of(config: Config, asked: str) -> str:
     """How to attend: explicitly where the configuration asks for it, as transformers does, unless the caller does."""
-    said = (config.neutral.get(name) for name in ("_attn_implementation", "attn_implementation"))
-    return "eager" if asked == "auto" and "eager" in said else asked
+    said = config.neutral.get("_attn_implementation") or config.neutral.get("attn_implementation")
+    return "eager" if asked == "auto" and said == "eager" else asked
 
 
 def parse_dtype(given: str | torch.dtype) -> torch.dtype | None:

@@ -109,6 +109,10 @@ def _of_a_store(found: re.Match[str]) -> str:
 _STORE: Mapping[str, str | Callable[[re.Match[str]], str]] = {
     r"Call torch\.set_num_threads\((.*?)\) first": r"Set OMP_NUM_THREADS=\1",
     r"the model that it was made with, opened in the same way": "its model by -m, with the same --dtype",
+    r"Open the model with attention='(\w+)'.*, or give": lambda found: (
+        "Give by --config a copy of its config.json with "
+        f"'_attn_implementation': {'eager' if found[1] == 'eager' else 'sdpa'!r}, or"
+    ),
     r"names=\[(.*)\]": lambda found: " ".join(f"--names {name}" for name in re.findall(r"[\w.]+", found[1])),
     r"dtype='(\w+)'": r"--keep-as \1",
     r"batch_tokens=(\d+)": r"--batch-tokens \1",
