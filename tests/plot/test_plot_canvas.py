@@ -77,6 +77,13 @@ def test_given_axes_are_drawn_on_and_returned(name: str) -> None:
     assert ax.get_subplotspec().get_position(inner).bounds == place
 
 
+def test_densities_keep_the_scale_of_given_axes() -> None:
+    """Whole numbers cannot be asked of a logarithm's ticks, and it has no zero to begin at."""
+    ax = Figure().add_subplot(yscale="log")
+    assert ON_AXES["densities"](ax).get_yscale() == "log"
+    assert ax.get_ylim()[0] == 0.5
+
+
 @pytest.mark.parametrize("name", support.few_of(ON_AXES, "attention", "attention_grid", "heatmap", "norms"))
 def test_new_axes_have_a_figure_of_their_own(name: str) -> None:
     one, two = ON_AXES[name](None), ON_AXES[name](None)

@@ -91,14 +91,16 @@ def densities(table: Any, *, title: str | None = None, ax: Axes | None = None) -
     counts, edges, name, about = _bars(table)
     drawn = pandas().DataFrame({"from": edges[:-1], "to": edges[1:], name: counts})
     with canvas(ax, (COLUMN, 2.2)) as (axes, look):
+        from matplotlib.ticker import MaxNLocator
+
         axes.stairs(counts, edges, fill=True, color=look.marks[0])
         axes.set_xlabel("activation" if name == "tokens" else "log10 of the share of tokens at which a unit is active")
         axes.set_ylabel(name)
         if name == "tokens":  # most are next to nothing, and a few are looked for
             axes.set_yscale("log")
-        else:
-            axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylim(bottom=0.5 if name == "tokens" else 0)
+        elif isinstance(locator := axes.yaxis.get_major_locator(), MaxNLocator):  # another has no such ticks
+            locator.set_params(integer=True)
+        axes.set_ylim(bottom=0.5 if axes.get_yscale() == "log" else 0)
         say_what(axes, *((title,) if title else about))
         return remember(axes, drawn)
 
