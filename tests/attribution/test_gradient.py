@@ -114,6 +114,16 @@ def test_two_runs_forward_and_one_back_are_all(verb: Any, monkeypatch: pytest.Mo
     assert (len(runs), len(backs)) == (2 + 4, 1 + 3)
 
 
+@pytest.mark.parametrize("name", ["attn.ckpt_scores", "attn.ckpt_pattern"])
+def test_where_texts_are_alike_nothing_differs_not_even_by_rounding(name: str) -> None:
+    """Asked for these, layers attend explicitly: both runs must."""
+    model, clean = support.glass(), support.some_ids(2, 6)
+    corrupted = torch.cat([clean[:, :3], support.some_ids(2, 3, seed=5)], 1)
+    found = gradient(model, clean, corrupted, name, over=("layer", "pos"), metric=METRIC).values
+    assert not found[:, :3].any()
+    assert found[:, 3:].any()
+
+
 def test_steps_along_the_node_are_left_ends() -> None:
     """A metric that is quadratic in the last stream: the mean of its gradients at 0/n ... (n-1)/n."""
     model, (clean, corrupted) = exact(), two(1)

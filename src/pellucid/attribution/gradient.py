@@ -29,6 +29,7 @@ from pellucid.patching.sweeps import Direction, Measured, Texts, patches, requir
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
+from pellucid.run.taps import warn_of_dropout
 from pellucid.text.batch import Batch, Inputs
 
 if TYPE_CHECKING:
@@ -136,12 +137,12 @@ class Gradients:
         self.axes, self._base_is = model.schema.axes, f"the {pair.into} run"
         self._differences: dict[str, Tensor] = {}
         names = dict.fromkeys((*cells.names, *(("ckpt_embed",) if along == "inputs" else ())))
-        patterns = self.patterns.values() if rules == "atp" else ()
+        watched = list(dict.fromkeys((*names, *(self.patterns.values() if rules == "atp" else ()))))
         self._room = require_room(model, pair.base, pair.source, names, None)
-        theirs, self.source = model.run_with_ckpts(pair.source, names=list(names))
-        assert theirs is not None, "the run was not stopped"
-        of_source = measured(metric, theirs, pair.source, of=f"the {pair.taken} run")
-        logits, values = self._run(list(dict.fromkeys((*names, *patterns))), ())
+        warn_of_dropout(model, "gradient")
+        of_source, source = self._run_source(pair, watched)
+        self.source = {name: source[name] for name in names}
+        logits, values = self._run(watched, ())
         of_base = measured(metric, logits, pair.base, of=self._base_is)
         self.about = pair.about(model, metric, of_base, of_source)
         self.gradients = self._back(logits, values)
@@ -240,6 +241,17 @@ class Gradients:
     def _at(self, names: Sequence[str], edits: Sequence[Edit]) -> dict[str, Tensor]:
         """dm/dvalue of some checkpoints in one run; without edits it is the base run, which was made."""
         return self._back(*self._run(names, edits)) if edits else {name: self.gradients[name] for name in names}
+
+    def _run_source(self, pair: Texts, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The metric [B] of the source, and its values; its graph goes when this returns.
+
+        Layers that are watched run explicitly on the path of the gradient alone. So the source takes it, too: where
+        the texts are alike, source - base is 0, not rounding.
+        """
+        logits, ckpts = self.model.run_with_ckpts(pair.source, names=list(names), grads=True)
+        assert logits is not None, "the run was not stopped"
+        metric = measured(self.metric, logits, pair.source, of=f"the {pair.taken} run")
+        return metric, {name: value.detach() for name, value in ckpts.items()}
 
     def _run(self, names: Sequence[str], edits: Sequence[Edit]) -> tuple[Tensor, dict[str, Tensor]]:
         """The logits of a run and the values of some checkpoints, on the path of the gradient."""
