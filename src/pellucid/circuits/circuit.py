@@ -194,10 +194,10 @@ class Circuit:
         return self._of({part: score for part, score in self.parts.items() if abs(score) > least}, self.nodes)
 
     def drawn(self, model: CkptedTransformer, seed: int = 0) -> Circuit:
-        """Return a random circuit of the same size: other parts of the model, drawn, get the scores of these.
+        """Return a random circuit of the same size: parts drawn from the whole model get the scores of these.
 
-        Of nodes, heads stand for heads and MLPs for MLPs. What `evaluate`, `across` and `curve` say of random circuits
-        is what they say of no circuit in particular.
+        Some of its own parts may be among them. Of nodes, heads stand for heads and MLPs for MLPs. What `evaluate`,
+        `across` and `curve` say of random circuits is what they say of no circuit in particular.
         """
         graph = Graph(model.schema)
         Circuit.checked(self, graph)
