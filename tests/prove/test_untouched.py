@@ -13,6 +13,8 @@ from torch import nn
 
 import pellucid as pl
 import support
+from pellucid.prove.copies import deep_copy
+from pellucid.prove.lending import Loan
 
 SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 1, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
@@ -114,6 +116,38 @@ def test_two_models_in_float64_stay_what_they_are() -> None:
     assert pl.compare(ours, hf, IDS).verdict == "identical"
     assert pl.compare(ours.state_dict(), hf.state_dict()).verdict == "identical"
     assert same(before, (state(ours), state(hf)))
+
+
+class Adding(nn.Module):
+    """Adds what it is given to a list that it may share."""
+
+    def __init__(self, seen: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x: torch.Tensor) -> None:
+        self.seen.append(x)
+
+
+class Gathering(Adding):
+    """Reads what its child has added to the list that both hold."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.inner = Adding(self.seen)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.inner(x)
+        return self.seen[0]
+
+
+def test_an_empty_list_that_two_modules_share_stays_one() -> None:
+    made, x = Gathering(), torch.ones(1)
+    assert deep_copy(made, {})(x) is x
+    with Loan(made).taken() as lent:
+        assert lent(x) is x
+    assert made.seen == []
+    assert made.inner.seen is made.seen
 
 
 def test_the_comparison_would_notice() -> None:

@@ -76,8 +76,9 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
     """`copy.deepcopy`, but ten times as fast for what most attributes of modules are: constants and modules."""
     if type(value) in UNCHANGING or isinstance(value, (Tokenizer, Config)):
         return value  # a copy of a tokenizer is its whole file written and read
-    if type(value) in CONTAINERS and not value:
-        return type(value)()
+    if type(value) in CONTAINERS and not value:  # several modules may share it, to fill it as they run
+        memo.setdefault(id(memo), []).append(value)  # as `copy.deepcopy` does, so that no other gets its id
+        return memo.setdefault(id(value), type(value)())
     if type(value) is dict and all(type(name) is str and _is_known(one, memo) for name, one in value.items()):
         return memo.setdefault(id(value), {name: memo.get(id(one)) for name, one in value.items()})
     return copy.deepcopy(value, memo)

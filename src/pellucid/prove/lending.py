@@ -16,15 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.prove.copies import (
-    CONTAINERS,
-    UNCHANGING,
-    Moved,
-    copied,
-    is_compiled,
-    is_scripted,
-    writes_as_it_looks_up,
-)
+from pellucid.prove.copies import UNCHANGING, Moved, copied, is_compiled, is_scripted, writes_as_it_looks_up
 from pellucid.prove.held import hold
 
 
@@ -107,11 +99,8 @@ class Loan:
         compiled = is_compiled(child)
         lent: dict[str, Any] = {}
         for name, value in state.items():
-            kind = type(value)
-            if kind in UNCHANGING or (compiled and name[:1] != "_"):
+            if type(value) in UNCHANGING or (compiled and name[:1] != "_"):
                 lent[name] = value
-            elif kind in CONTAINERS and not value:  # most of a module: its hooks of every kind
-                lent[name] = kind()
             else:
                 lent[name] = _copied(value, memo)
         dtype = torch.float64 if double else self.dtype
