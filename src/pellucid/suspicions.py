@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pellucid.families import Seen
-from pellucid.numerics.rounding import BEYOND_ROUNDING, size_of
+from pellucid.numerics.rounding import BEYOND_ROUNDING, shown_part, size_of
 
 FILLS = (0.0, -1.0, -10.0, -12.0, -100.0, -1e3, -1e4, -1e5, -1e6, -1e9)
 """What people set the scores of hidden keys to; those far below the others are no mistake unless scores are as low."""
@@ -44,9 +44,9 @@ def suggested(seen: Seen) -> Iterator[Suspicion]:
         yield from _masks(seen)
         if seen.where.endswith(".attn.ckpt_z"):
             yield from _scaled_heads(seen)
-        if seen.where == "logits":
-            yield from _rounded_logits(seen)
-            yield from _scaled_logits(seen)
+    if seen.where == "logits" and seen.observed.shape == shown_part(seen.right, seen.observed).shape:
+        yield from _rounded_logits(seen)
+        yield from _scaled_logits(seen)
 
 
 def measured(seen: Seen) -> Iterator[Suspicion]:
@@ -113,7 +113,7 @@ def _rounded_logits(seen: Seen) -> Iterator[Suspicion]:
 
 def _scaled_logits(seen: Seen) -> Iterator[Suspicion]:
     """Logits that are multiples of what they should be, or capped softly, whatever the numbers."""
-    given, right = seen.observed.double(), seen.right.double()
+    given, right = seen.observed.double(), shown_part(seen.right, seen.observed).double()
     factor = float((given * right).sum() / (right * right).sum())
     width = seen.expected["blocks.0.resid_pre"].size(-1) ** 0.5
     if factor and math.isfinite(factor) and not any(math.isclose(factor, f, rel_tol=1e-9) for f in (width, 1 / width)):

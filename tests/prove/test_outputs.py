@@ -130,6 +130,17 @@ def test_logits_that_are_handed_out_in_half_precision(dtype: torch.dtype, small:
     assert f"the logits are rounded to {name} (" in (found.cause or "")
 
 
+@pytest.mark.parametrize("shown", [1, 2])
+def test_some_logits_in_half_precision(shown: int, small: pl.CkptedTransformer) -> None:
+    def compared(change: Callable[[Tensor], Tensor]) -> pl.ComparisonReport:
+        return pl.compare(small, Returning(course(small), lambda x: change(x)[:, -shown:].bfloat16()), IDS)
+
+    report = compared(lambda x: x)
+    assert report.verdict == "equivalent", report
+    assert "the logits are rounded to bfloat16: with this in the reference" in " ".join(report.notes)
+    assert compared(lambda x: x.roll(1, 1)).verdict == "different"
+
+
 def test_a_model_without_head_and_last_norm(small: pl.CkptedTransformer) -> None:
     hf = pl.to_hf(small).eval()
     hf.transformer.ln_f, hf.lm_head = nn.Identity(), nn.Identity()
