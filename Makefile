@@ -13,25 +13,22 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(READY)
 	@$(BIN)/pellucid demo
 
-# What runs at the same time writes one after another, where make can do that (4.0 and later).
-APART := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-
 # Everything that `check` does, and all tests. Types are checked beside them: alone they would leave a processor idle.
 test: lint
-	@$(MAKE) --no-print-directory $(APART) --jobs 3 types computing waiting
+	@$(MAKE) --no-print-directory --jobs 3 types computing waiting
 
 tests: $(READY)
-	@$(MAKE) --no-print-directory $(APART) --jobs 2 computing waiting
+	@$(MAKE) --no-print-directory --jobs 2 computing waiting
 
 # What waits for browsers, servers and other processes runs beside what computes, in a process more than there are
-# processors: else one of them would be idle for minutes.
+# processors: else one of them would be idle for minutes. It shows its lines at its end, not between those of the other.
 WAITING := tests/viewer tests/corpus
 
 computing: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(WAITING:%=--ignore=%)
 
 waiting: $(READY)
-	$(BIN)/python -m pytest $(WAITING)
+	@log=$$(mktemp); $(BIN)/python -m pytest $(WAITING) > $$log 2>&1; code=$$?; cat $$log; rm $$log; exit $$code
 
 # The tests, and what takes longer: every combination of parameters (tests/conftest.py), every pair of a stranger's
 # program and what people do to it, twenty thousand damaged files, savers that are killed five hundred times, and captures that are killed a thousand times.
@@ -55,7 +52,7 @@ test-transformers-%:
 
 # Types and pages are checked at the same time: each takes one processor.
 check: lint
-	@$(MAKE) --no-print-directory $(APART) --jobs 2 types pages
+	@$(MAKE) --no-print-directory --jobs 2 types pages
 
 types: $(READY)
 	$(BIN)/pyright
