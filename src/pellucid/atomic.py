@@ -188,14 +188,11 @@ class Begun:
 
 def take_folder(made: Path, place: Path) -> None:
     """Give a folder that was completed under a temporary name its own, where nothing or an empty folder is."""
-    try:
-        with ThreadPoolExecutor(FLUSHED_AT_ONCE, thread_name_prefix="pellucid") as flushing:
-            for flushed in [flushing.submit(_flush, path) for path in (*made.rglob("*"), made)]:
-                flushed.result()
-        os.replace(made, place)
-        _flush(place.parent)
-    except OSError as problem:
-        raise not_writable(place, problem.strerror or str(problem)) from problem
+    with ThreadPoolExecutor(FLUSHED_AT_ONCE, thread_name_prefix="pellucid") as flushing:
+        for flushed in [flushing.submit(_flush, path) for path in (*made.rglob("*"), made)]:
+            flushed.result()
+    os.replace(made, place)
+    _flush(place.parent)
 
 
 def not_writable(path: Path, why: str) -> WeightsError:

@@ -547,6 +547,20 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     assert files(tmp_path / "a.zarr") == files(whole)
 
 
+@pytest.mark.parametrize("step", [(Path, "write_bytes"), (atomic, "temporary_folder"), (atomic, "_flush")])
+def test_a_disk_that_is_full_as_a_store_is_begun(
+    step: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(*step, fails)
+    with pytest.raises(pl.InputError, match=r"no room left for .*a\.zarr\b") as caught:
+        captured(tmp_path / "a.zarr")
+    assert caught.value.code == "corpus-disk"
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_that_the_disk_lost_before_the_end_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk says once that it could not take what was written; all later flushes succeed."""
     path, flush, write, lost = tmp_path / "a.zarr", atomic._flush, part_making.PartWriter.write, list[Path]()

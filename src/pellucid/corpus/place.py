@@ -145,13 +145,18 @@ MAPPED = 256
 """Chunks that are mapped at the same time when rows are read one by one."""
 
 
+def refused(path: Path, problem: OSError) -> PellucidError:
+    """The error for a disk that does not take what belongs to a path."""
+    if problem.errno in FULL:
+        return no_room(f"there is no room left for {path}")
+    return atomic.not_writable(path, problem.strerror or str(problem))
+
+
 class FolderChunk(atomic.Begun):
     """A chunk on a disk while it is filled."""
 
     def failed(self, problem: OSError) -> PellucidError:
-        if problem.errno in FULL:
-            return no_room(f"there is no room left for {self.path}")
-        return super().failed(problem)
+        return refused(self.path, problem)
 
 
 class Folder:
@@ -241,9 +246,12 @@ class Folder:
                 beside.mkdir(parents=True, exist_ok=True)
                 made = stack.enter_context(atomic.temporary_folder(beside))
             except OSError as problem:
-                raise atomic.not_writable(self.path, problem.strerror or str(problem)) from problem
+                raise refused(self.path, problem) from problem
             yield NewFolder(made, self.path)
-            atomic.take_folder(made, self.path)
+            try:
+                atomic.take_folder(made, self.path)
+            except OSError as problem:
+                raise refused(self.path, problem) from problem
 
     @contextmanager
     def alone(self) -> Generator[None]:
@@ -270,7 +278,7 @@ class NewFolder(Folder):
             (self.path / key).parent.mkdir(exist_ok=True)
             (self.path / key).write_bytes(data)
         except OSError as problem:
-            raise atomic.not_writable(self._place, problem.strerror or str(problem)) from problem
+            raise refused(self._place, problem) from problem
 
 
 def _there(ask: Callable[[], Result]) -> Result | None:
