@@ -245,12 +245,19 @@ def test_a_ray_that_is_not_there(begun: Path, monkeypatch: pytest.MonkeyPatch) -
     assert captured(begun, engine="local").is_complete
 
 
-@pytest.mark.parametrize("case", ["none", "one was begun here", "it has ended", "one of its own", "one elsewhere"])
+@pytest.mark.parametrize(
+    "case", ["none", "begun here", "begun in TMPDIR", "somebody else's", "it has ended", "one of its own", "elsewhere"]
+)
 def test_which_ray_is_joined(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that runs takes no number of processors; one that has ended is not waited for."""
     asked = list[dict[str, Any]]()
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setenv("RAY_ADDRESS", {"one of its own": "local", "one elsewhere": "192.0.2.9:6379"}.get(case, ""))
+    if case == "begun in TMPDIR":
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
+        monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("TMPDIR" if case == "begun in TMPDIR" else "RAY_TMPDIR", str(tmp_path))
+    if case == "somebody else's":
+        monkeypatch.setattr(os, "getuid", lambda mine=os.getuid: mine() + 1)
+    monkeypatch.setenv("RAY_ADDRESS", {"one of its own": "local", "elsewhere": "192.0.2.9:6379"}.get(case, ""))
     monkeypatch.setenv(ray_workers.USAGE, "0")
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -262,7 +269,7 @@ def test_which_ray_is_joined(case: str, tmp_path: Path, monkeypatch: pytest.Monk
         ray_workers._start(SimpleNamespace(init=lambda **about: asked.append(about)), 3)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     own = {"address": "local", "num_cpus": 3, "include_dashboard": False}
-    assert asked == [quiet if case in ("one was begun here", "one elsewhere") else {**own, **quiet}]
+    assert asked == [quiet if case in ("begun here", "begun in TMPDIR", "elsewhere") else {**own, **quiet}]
 
 
 @pytest.mark.long

@@ -13,6 +13,8 @@ import os
 import platform
 import signal
 import socket
+import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -296,10 +298,22 @@ def _start(ray: Any, processors: int) -> None:
         ) from error
 
 
+def _folder_of_ray() -> Path:
+    """Where Ray keeps its files, by its own rule."""
+    set_by = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)
+    otherwise = tempfile.gettempdir() if os.name == "nt" else "/tmp"
+    return Path(next((os.environ[name] for name in set_by if name in os.environ), otherwise)) / "ray"
+
+
 def _begun_here() -> str | None:
-    """Where the Ray answers that `ray start` began here; for one that has ended Ray itself looks for minutes."""
-    written = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"  # as Ray says
+    """Where the Ray answers that this user's `ray start` began; for one that has ended Ray itself looks for minutes.
+
+    A folder for temporary files is everybody's, and a Ray that is joined is given the model and the texts.
+    """
+    written = _folder_of_ray() / "ray_current_cluster"
     with suppress(OSError, ValueError):
+        if os.name != "nt" and written.lstat().st_uid != os.getuid():
+            return None
         address = written.read_text().strip()
         host, _, port = address.rpartition(":")
         with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
