@@ -146,6 +146,16 @@ def reference(
     return spread(getattr(transformers, here.base if headless else here.model)(config), seed).eval().to(dtype)
 
 
+def foreign_configs() -> list[tuple[Any, Any]]:
+    """Of each family, the class of its configurations and one of transformers'."""
+    import transformers
+
+    return [
+        (one.config, getattr(transformers, one.in_transformers.config)(**copy.deepcopy(SAMPLES[one.name].sizes)))
+        for one in FAMILIES
+    ]
+
+
 def pair(family: str, *, attention: str = "sdpa", **fields: Any) -> tuple[pl.CkptedTransformer, Any]:
     """Ours and transformers' with the same weights, both running attention the same way."""
     hf = reference(family, attention=attention, **fields)

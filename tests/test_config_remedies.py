@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import pellucid as pl
+import samples
 import support
 from following import Case, follow, params
 from pellucid.open import BUNDLED
@@ -134,9 +135,11 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: pl.CkptedTransformer(None), "pl.load() opens a trained model", lambda h: pl.load()),
     ],
     "config-wrong-type": [
-        Case(lambda h: pl.CkptedTransformer(support.reference().config),
-             "TransformerConfig.from_dict(config.to_dict())",
-             lambda h: pl.CkptedTransformer(CONFIG.from_dict(support.reference().config.to_dict()))),
+        *(
+            Case(lambda h, hf=hf: pl.CkptedTransformer(hf), f"pl.{cls.__name__}.from_dict(config.to_dict())",
+                 lambda h, hf=hf, cls=cls: pl.CkptedTransformer(cls.from_dict(hf.to_dict())))
+            for cls, hf in samples.foreign_configs()
+        ),
         Case(lambda h: CONFIG.from_dict(support.reference().config), "config.to_dict()",
              lambda h: CONFIG.from_dict(support.reference().config.to_dict())),
         Case(lambda h: _config(scale_attn_weights="yes"), "scale_attn_weights as ",

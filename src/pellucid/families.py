@@ -205,6 +205,12 @@ def one_of_them() -> str:
     return f"{', '.join(others)} or {last}"
 
 
+def class_for(foreign: object) -> str:
+    """The name of the class that reads a configuration of transformers'."""
+    model_type = getattr(foreign, "model_type", None)
+    return next((one for one in FAMILIES if one.name == model_type), FAMILIES[0]).config.__name__
+
+
 def family_of(config: object) -> Family:
     """The family of a configuration."""
     for family in FAMILIES:
@@ -221,7 +227,7 @@ def family_of(config: object) -> Family:
     raise ConfigError(
         f"config: {type(config).__name__} given, expected a {expected}.",
         code="config-wrong-type",
-        remedy="Read another library's with TransformerConfig.from_dict(config.to_dict()), or open its model; "
+        remedy=f"Read another library's with pl.{class_for(config)}.from_dict(config.to_dict()), or open its model; "
         "of a model of pellucid's, give model.config.",
     )
 

@@ -20,6 +20,7 @@ import transformers
 from safetensors.torch import save_file
 
 import pellucid as pl
+import samples
 import support
 from following import Case, follow, params
 from pellucid.weights.layouts import from_ours
@@ -315,8 +316,11 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: opens(torch.nn.ModuleDict({"transformer": HF.transformer}).state_dict(), config=config_of(HF))),
         Case(lambda h: pl.load(config_of(HF)), "pl.CkptedTransformer(config) ",
              lambda h: pl.CkptedTransformer(config_of(HF))),
-        Case(lambda h: pl.load(HF.config), "pl.CkptedTransformer(pl.TransformerConfig.from_dict(config.to_dict()))",
-             lambda h: pl.CkptedTransformer(pl.TransformerConfig.from_dict(HF.config.to_dict()))),
+        *(
+            Case(lambda h, hf=hf: pl.load(hf), f"pl.CkptedTransformer(pl.{cls.__name__}.from_dict(config.to_dict()))",
+                 lambda h, hf=hf, cls=cls: pl.CkptedTransformer(cls.from_dict(hf.to_dict())))
+            for cls, hf in samples.foreign_configs()
+        ),
         Case(lambda h: pl.load(os.fsencode(written(h))), "os.fsdecode(name)",
              lambda h: opens(os.fsdecode(os.fsencode(written(h))))),
         Case(lambda h: pl.load(pickled()), "pl.load(torch.load(file), config=...)",

@@ -259,20 +259,20 @@ _INSTEAD: Mapping[str, str] = {
     "Module": "Pass its tensors, pl.load(module.state_dict(), config=...), or compare it as it is, "
     "pl.compare(reference, module).",
     "Config": "It has no weights; pl.CkptedTransformer(config) draws some.",
-    "PreTrainedConfig": "It has no weights; pl.CkptedTransformer(pl.TransformerConfig.from_dict(config.to_dict())) "
-    "draws some.",
+    "PreTrainedConfig": "It has no weights; pl.CkptedTransformer(pl.{reader}.from_dict(config.to_dict())) draws some.",
     "bytes": "Pass os.fsdecode(name).",
     "IOBase": "Pass the file's name, or what it holds, such as pl.load(torch.load(file), config=...).",
 }
 """Names of classes -> what to do with one of their objects in the place of a model's name."""
 
 
-def no_name(given: object) -> NotFoundError:
-    """The error for something that names no model."""
+def no_name(given: object, reader: str = "TransformerConfig") -> NotFoundError:
+    """The error for something that names no model; `reader` is the class for a configuration of transformers'."""
     names = [base.__name__.lstrip("_") for base in type(given).__mro__]
     pairs = ", or tensors by name as a mapping: dict(pairs)" if isinstance(given, (list, tuple, Iterator)) else ""
+    instead = next((_INSTEAD[name] for name in names if name in _INSTEAD), f"Give a path or a hub id{pairs}.")
     return NotFoundError(
         f"{type(given).__name__} given, expected a path, an alias or the id of a repository.",
         code="path-not-found",
-        remedy=next((_INSTEAD[name] for name in names if name in _INSTEAD), f"Give a path or a hub id{pairs}."),
+        remedy=instead.replace("{reader}", reader),
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest, printable, shown
-from pellucid.families import FAMILIES, config_named, config_of
+from pellucid.families import FAMILIES, class_for, config_named, config_of
 from pellucid.generation_settings import GenerationSettings
 from pellucid.json_config import Config
 from pellucid.layout import EMBED, HEAD
@@ -26,6 +26,7 @@ from pellucid.weights.building import M, ModelClass, convert, describe, dtype_na
 from pellucid.weights.exchange import from_hf, save_pretrained, to_hf
 from pellucid.weights.formats import Content, config_of_model_args, read_file, unpack
 from pellucid.weights.hub import HubOptions
+from pellucid.weights.hub_answers import no_name
 from pellucid.weights.importing import to_ours
 from pellucid.weights.kinds import no_weights, only_weights, require_whole
 from pellucid.weights.layouts import IN_MEMORY, endings
@@ -213,6 +214,8 @@ def load(
     options = replace(options, config=whole_config(options))
     if isinstance(name, Mapping):
         return _build(cls, "a state dict in memory", in_memory(name), options, None)
+    if isinstance(name, ForeignConfig) and hasattr(name, "model_type"):
+        raise no_name(name, class_for(name))
     path = hub.locate(name, options.hub)
     require_whole(path)
     needs_config = options.config is None
