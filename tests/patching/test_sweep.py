@@ -265,6 +265,17 @@ def test_the_estimate_is_what_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert every.kept == cost.kept + whole, "those of the base run are kept, too"
 
 
+@pytest.mark.parametrize("metric", [METRIC, everywhere])
+@pytest.mark.parametrize("pos", [None, -2])
+def test_what_is_estimated_is_enough_and_a_byte_less_is_not(pos: int | None, metric: Any) -> None:
+    """Of one run, which no smaller batch makes smaller: what the metric reads counts, from the column that differs."""
+    given, about = (exact(), *two(), "blocks.0.resid_pre"), {"over": (), "metric": metric, "pos": pos}
+    cost = int(pl.patching.estimate_sweep(*given, **about))
+    pl.patching.sweep(*given, **about, max_bytes=cost)
+    with pytest.raises(pl.PellucidError, match="bytes are kept"):
+        pl.patching.sweep(*given, **about, max_bytes=cost - 1)
+
+
 def test_less_memory_makes_smaller_batches() -> None:
     model, (clean, corrupted) = exact(), two()
     about: dict[str, Any] = {"over": ("layer", "pos"), "metric": METRIC}

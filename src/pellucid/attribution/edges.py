@@ -91,7 +91,7 @@ def edges(
     blocks = range(len(schema.blocks))
     written = [f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in schema]
     kept = ("blocks.0.resid_pre", "ckpt_embed", *written)
-    require_room(model, pair.base, pair.source, kept, None)
+    require_room(model, pair.base, pair.source, kept, metric, None)
     theirs, source = model.run_with_ckpts(pair.source, names=kept)
     logits, own = _run(model, pair.base, kept)
     assert theirs is not None, "the run was not stopped"

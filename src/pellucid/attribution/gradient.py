@@ -138,7 +138,7 @@ class Gradients:
         self._differences: dict[str, Tensor] = {}
         names = dict.fromkeys((*cells.names, *(("ckpt_embed",) if along == "inputs" else ())))
         watched = list(dict.fromkeys((*names, *(self.patterns.values() if rules == "atp" else ()))))
-        self._room = require_room(model, pair.base, pair.source, names, None)
+        self._room = require_room(model, pair.base, pair.source, names, metric, None)
         warn_of_dropout(model, "gradient")
         of_source, source = self._run_source(pair, watched)
         self.source = {name: source[name] for name in names}

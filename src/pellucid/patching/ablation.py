@@ -139,7 +139,7 @@ class Ablated:
         remedy = "Give how='mean' with reference= texts, for example."
         require_one_of("how", how, _INSTEAD, code="ablate-how", remedy=remedy)
         known = batch if reference is None or how == "zero" else model.tokenize(reference)
-        room = require_room(model, batch, known, names, max_bytes)
+        room = require_room(model, batch, known, names, metric, max_bytes)
         if known is batch:  # no run of a reference says so
             warn_of_dropout(model, "ablation")
         run = Base(model, batch, metric, names if known is batch else kept, of="the plain run", max_bytes=room)

@@ -104,6 +104,11 @@ class Cells:
         """Every checkpoint that is replaced in some cell."""
         return tuple(dict.fromkeys(name for by_layer in self.kinds.values() for name in by_layer.values()))
 
+    @property
+    def begin(self) -> int:
+        """The first column of the base run that a cell changes."""
+        return 0 if self.everywhere is None else self.everywhere.first
+
     def __iter__(self) -> Iterator[SweepCell]:
         """Every cell that exists: of several checkpoints, one may lack a block or a head that another has."""
         for at in itertools.product(*(range(size) for size in self.shape)):

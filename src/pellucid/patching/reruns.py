@@ -136,9 +136,9 @@ class Sharing:
     """The memory that the values of a shared batch may take."""
 
     @classmethod
-    def of(cls, model: CkptedTransformer, batch: Batch, metric: Metric | None, max_bytes: int = BYTES) -> Sharing:
-        """Share the runs of a batch; without a metric, all of its columns are read."""
-        positions = None if metric is None else positions_of(metric)
+    def of(cls, model: CkptedTransformer, batch: Batch, metric: Metric, max_bytes: int = BYTES) -> Sharing:
+        """Share the runs of a batch."""
+        positions = positions_of(metric)
         read = None if positions is None else len(positions)
         rows, columns = batch.shape
         return cls(model.schema, rows, columns, read, model.dtype.itemsize, max_bytes)

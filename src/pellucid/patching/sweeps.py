@@ -89,7 +89,7 @@ def estimate_sweep(
     source, base = model.tokenize(clean), model.tokenize(corrupted)
     roles = roles_of(align, model, source, base)
     cells = Cells(model.schema, names, over, base, source, Region(pos, heads, neurons), roles)
-    room = require_room(model, base, source, cells.names, max_bytes)
+    room = require_room(model, base, source, cells.names, metric, max_bytes, cells.begin)
     trials = [Rerun(cell.puts(dict.fromkeys(cell.names, torch.empty(0)))) for cell in cells]
     sharing = Sharing.of(model, base, metric, room)
     batches = list(sharing.batches(trials))
@@ -99,14 +99,15 @@ def estimate_sweep(
 
 
 def require_room(
-    model: CkptedTransformer, base: Batch, source: Batch, names: Iterable[str], max_bytes: int | None
-) -> int:
-    """The bytes that a shared batch of a sweep may take."""
+    model: CkptedTransformer, base: Batch, source: Batch, names: Iterable[str], metric: Metric, max_bytes: int | None,
+    begin: int = 0,
+) -> int:  # fmt: skip
+    """The bytes that a shared batch of a sweep may take, whose runs differ from the column `begin` on."""
     limit = free_memory() if max_bytes is None else require_whole("max_bytes", max_bytes, at_least=1)
     if limit is None:
         return BYTES
-    sharing = Sharing.of(model, base, None)
-    kept, single = _kept(model, base, source, names) + sharing.whole_logits, sharing.bytes_of(1)
+    sharing = Sharing.of(model, base, metric)
+    kept, single = _kept(model, base, source, names) + sharing.whole_logits, sharing.bytes_of(1, begin)
     if kept + single > limit:
         raise InputError(
             f"{kept:,} bytes are kept and one run needs {single:,}, but {limit:,} may be taken.",
@@ -200,7 +201,7 @@ def sweep(
     """
     pair = Texts.of(model, clean, corrupted, direction, align)
     cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
-    runs = pair.run(model, metric, cells.names, max_bytes=max_bytes)
+    runs = pair.run(model, metric, cells.names, max_bytes=max_bytes, begin=cells.begin)
     found = results(runs.base, cells, patches(cells, runs.source), progress=progress)
     title = f"{', '.join(cells.kinds)}, {pair.taken} into {pair.into}"
     about = {"checkpoint": ", ".join(cells.kinds), "direction": direction, **runs.about(title)}
@@ -313,11 +314,12 @@ class Texts:
 
     def run(
         self, model: CkptedTransformer, metric: Metric, names: Iterable[str], kept: Iterable[str] = (),
-        *, max_bytes: int | None = None,
+        *, max_bytes: int | None = None, begin: int = 0,
     ) -> PlainRuns:  # fmt: skip
         """Make the two plain runs."""
         names, kept = tuple(names), tuple(kept)
-        room = require_room(model, self.base, self.source, dict.fromkeys((*names, *kept)), max_bytes)
+        every = dict.fromkeys((*names, *kept))
+        room = require_room(model, self.base, self.source, every, metric, max_bytes, begin)
         with told(UNMEASURED):
             base = Base(model, self.base, metric, kept, of=f"the {self.into} run", max_bytes=room)
             logits, source = model.run_with_ckpts(self.source, names=names)

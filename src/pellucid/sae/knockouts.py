@@ -75,7 +75,7 @@ def ablate(
     """
     require_fitting(sae, model)
     batch, name = model.tokenize(inputs), sae.place(model.schema)
-    room = require_room(model, batch, batch, [name], max_bytes)
+    room = require_room(model, batch, batch, [name], metric, max_bytes)
     warn_of_dropout(model, "sae.ablate")
     with told(UNMEASURED):
         base = Base(model, batch, metric, [name], of="the plain run", max_bytes=room)
