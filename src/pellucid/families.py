@@ -233,39 +233,48 @@ def family_of(config: object) -> Family:
 
 
 def config_of(
-    own: Mapping[str, Any], given: Mapping[str, Any] | None = None, *, ignore: Collection[str] = ()
+    own: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+    *,
+    ignore: Collection[str] = (),
+    change: str = "",
 ) -> Config:
-    """Read a Hugging Face `config.json` of any family, already parsed; `given` counts before what it says."""
+    """Read a Hugging Face `config.json` of any family, already parsed; `given` counts before what it says.
+
+    `change` says in a remedy how to change a field, at {field}, if the fields were not read beside the weights.
+    """
     ignore = as_names(ignore)
     model_type = {**own, **(given or {})}.get("model_type")
     family = next((one for one in FAMILIES if one.name == model_type), None)
     if family is None and model_type is not None and "model_type" not in ignore:
-        raise _other_kind(model_type, own)
+        change = change or ("pass config={{field}}" if given is None else "pass config={**config, {field}}")
+        raise _other_kind(model_type, {**own, **(given or {})}, change)
     family = family or FAMILIES[0]
     if given is None:
         return family.config.from_dict(own, ignore=ignore)
     return family.config.changed(own, given, ignore=ignore)
 
 
-def _other_kind(model_type: object, own: Mapping[str, Any]) -> ConfigError:
+def _other_kind(model_type: object, own: Mapping[str, Any], change: str) -> ConfigError:
     """The error for a configuration of another kind, which may describe what is a model of a family all the same."""
     names = " or ".join(repr(one.name) for one in FAMILIES)
     fits = (one for one in FAMILIES[1:] if {*one.config.about.whole} <= {*own} and not one.config.unimplemented(own))
     other = next(fits, None)
-    about, how = FAMILIES[0].config.about, "ignore_config=['model_type']"
+    about, how = FAMILIES[0].config.about, "pass ignore_config=['model_type']"
     if other is not None and FAMILIES[0].config.unimplemented(own):
-        about, how = other.config.about, f"config={{'model_type': {other.name!r}}}"
+        about, how = other.config.about, change.replace("{field}", f"'model_type': {other.name!r}")
     return ConfigError(
         f"config: model_type={shown(model_type)}, expected {names}.",
         code="config-model-type",
-        remedy=f"If the weights are a {about.family} all the same, pass {how}.",
+        remedy=f"If the weights are a {about.family} all the same, {how}.",
     )
 
 
 def config_named(name: str, *, ignore: Collection[str] = ()) -> Config:
     """The configuration of a published model, of a folder or of a hub id."""
     published = (family.config.about.published.get(name) for family in FAMILIES)
-    return config_of(next(filter(None, published), None) or hub.read_config(name), ignore=ignore)
+    fields = next(filter(None, published), None) or hub.read_config(name)
+    return config_of(fields, ignore=ignore, change="give by config= a copy of this configuration with {field}")
 
 
 def schema_of(family: str, sizes: Mapping[str, int]) -> Schema:

@@ -98,6 +98,8 @@ FOLLOWED: list[Typed] = [
      ["run", TEXT, "--config", "type.json", "--ignore-config", "model_type"]),
     ("config-model-type", ["generate", "-m", "relative", "--ids", "1,2", "--max-new-tokens", "2"],
      ["generate", "-m", "relative", "--ids", "1,2", "--max-new-tokens", "2", "--config", "llama.json"]),
+    ("config-model-type", ["run", "-m", "relative", "--ids", "1,2", "--config", "relative/config.json"],
+     ["run", "-m", "relative", "--ids", "1,2", "--config", "llama.json"]),
     ("empty-text", ["run", ""], ["run", "", "--bos"]),
     ("empty-text", ["generate", ""], ["generate", "", "--bos"]),
     ("too-long", ["generate", TEXT * 60, "--max-new-tokens", "20"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,4 +132,32 @@ def test_an_unknown_type_names_the_families(tmp_path: Path) -> None:
         pl.load(tmp_path)
     assert caught.value.code == "config-model-type"
     assert "config={'model_type': 'llama'}" in caught.value.remedy
-    assert same_logits(pl.load(tmp_path, config={"model_type": "llama"}), LlamaForCausalLM.from_pretrained(tmp_path))
+    reference = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert same_logits(pl.load(tmp_path, config={"model_type": "llama"}), reference)
+
+
+def test_a_given_configuration_of_another_type_is_changed(tmp_path: Path) -> None:
+    """What is given by config= is not lost when the remedy is followed."""
+    hf = llamas.reference()
+    hf.save_pretrained(tmp_path)
+    weights, path = (tmp_path / "model.safetensors").rename(tmp_path / "w.safetensors"), tmp_path / "mistral.json"
+    config = json.loads((tmp_path / "config.json").rename(path).read_text())
+    copied = {**config, "model_type": "llama"}
+    config["model_type"] = "mistral"
+    path.write_text(json.dumps(config))
+    (tmp_path / "copy.json").write_text(json.dumps(copied))
+    theirs = SimpleNamespace(to_dict=lambda: config)
+    for given, said, followed in (
+        (path, "give by config= a copy of this configuration with 'model_type': 'llama'", tmp_path / "copy.json"),
+        (config, "pass config={**config, 'model_type': 'llama'}", {**config, "model_type": "llama"}),
+        (
+            theirs,
+            "pass config={**config.to_dict(), 'model_type': 'llama'}",
+            {**theirs.to_dict(), "model_type": "llama"},
+        ),
+    ):
+        with pytest.raises(pl.ConfigError) as caught:
+            pl.load(weights, config=given)
+        assert caught.value.code == "config-model-type"
+        assert said in caught.value.remedy
+        assert same_logits(pl.load(weights, config=followed), hf)

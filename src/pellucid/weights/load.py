@@ -295,7 +295,8 @@ def whole_config(options: LoadOptions) -> Config | Mapping[str, Any] | None:
     if isinstance(given, (str, os.PathLike)):
         return config_named(os.fspath(given), ignore=options.ignore_config)
     if isinstance(given, ForeignConfig) and not isinstance(given, type):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return config_of(given.to_dict(), ignore=options.ignore_config)
+        change = "pass config={**config.to_dict(), {field}}"
+        return config_of(given.to_dict(), ignore=options.ignore_config, change=change)
     raise ConfigError(
         f"load: config is {type(given).__name__}, expected a TransformerConfig, a mapping of its fields, a "
         "configuration of transformers', or the path of a config.json.",

@@ -94,8 +94,10 @@ def _ignored(found: re.Match[str]) -> str:
 
 
 def _of_a_kind(found: re.Match[str]) -> str:
-    """`pass config={'model_type': 'llama'}` or fields to ignore, as options."""
-    return _ignored(found) if found[1] else f"give by --config a copy of its config.json with {found[2]}"
+    """`pass config={'model_type': 'llama'}`, a copy of a configuration or fields to ignore, as options."""
+    if found[1]:
+        return _ignored(found)
+    return f"give by --config a copy of its config.json with {found[2]}" if found[2] else "give by --config a copy"
 
 
 def _of_a_store(found: re.Match[str]) -> str:
@@ -137,7 +139,7 @@ WORDS: Mapping[str, Words] = {
     "attribution-not-finite": "Give a model whose weights are finite.",
     "beams-vocabulary": "Give --num-beams 1.",
     "check path-not-found": "Give the path of the .py or .ipynb file that holds your answers.",
-    "config-model-type": (r"pass (?:ignore_config=\[(.*?)\]|config=\{(.*?)\})", _of_a_kind),
+    "config-model-type": (r"pass (?:ignore_config=\[(.*?)\]|config=\{(.*?)\})|give by config= a copy", _of_a_kind),
     "config-needed": _CONFIG,
     "config-not-found": _CONFIG,
     "config-not-implemented": (r"pass ignore_config=\[(.*?)\]", _ignored),
