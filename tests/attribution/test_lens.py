@@ -247,6 +247,14 @@ def broken_head() -> pl.CkptedTransformer:
     return model
 
 
+def overflowing() -> pl.CkptedTransformer:
+    """A head whose weights are finite in float16, but not what it makes of them."""
+    model = support.glass(tie_word_embeddings=False, dtype=torch.float16)
+    with torch.no_grad():
+        model.unembed.W_U[:24, 5] = 3e4
+    return model
+
+
 def find_broken(model: pl.CkptedTransformer) -> None:
     found = [name for name in model.parameter_names if not model.parameter(name).isfinite().all()]
     assert found == ["unembed.W_U"]
@@ -261,6 +269,11 @@ REMEDIES: dict[str, list[Case]] = {
                 lambda h: find_broken(broken_head()),
             )
             for read in (lambda lens: lens.rank(9), lambda lens: lens.kl(), repr)
+        ),
+        Case(
+            lambda h: LENS(run(overflowing())[1]).rank(9),
+            "in torch.float16: run the model in a wider dtype, model.float()",
+            lambda h: LENS(run(overflowing().float())[1]).rank(9),
         ),
         Case(
             lambda h: FIT(broken_head(), TEXTS),

@@ -17,6 +17,7 @@ from pellucid.errors import InputError, printable, shown
 from pellucid.measure.labelled import Captured, find
 from pellucid.metrics import token_ids
 from pellucid.network import Network
+from pellucid.part import is_finite
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import STREAM
 
@@ -184,11 +185,13 @@ class Readout:
         found = _readable(self._model, stream if self._translate is None else self._translate(stream, layer))
         real = self._batch.mask.cpu()[: len(found), self._source.ckpts.columns]
         if not bool((found.isfinite().all(-1).cpu() | ~real).all()):
+            finite, wider = all(map(is_finite, self._model.parameters())), "float" if found.itemsize < 4 else "double"
             raise InputError(
                 f"lens: logits at block {layer} are not finite, though the stream there is.",
                 code="not-finite",
-                remedy="Look for weights that are NaN or infinite: model.parameter(name).isfinite().",
-            )
+                remedy=f"They overflow in {found.dtype}: run the model in a wider dtype, model.{wider}()."
+                if finite else "Look for weights that are NaN or infinite: model.parameter(name).isfinite().",
+            )  # fmt: skip
         return found
 
     def _ids(self, token: Any) -> Tensor:
