@@ -68,7 +68,16 @@ def test_the_tanh_form_passes_without_a_note(glass: pl.CkptedTransformer) -> Non
 def test_a_model_in_training_mode_is_told(glass: pl.CkptedTransformer) -> None:
     result = check_pretrained(loaded(glass, TANH).train(), Digits(), glass)
     assert result, result
-    assert any("in training mode: call my_gpt.eval()" in note for note in result.notes), result
+    assert any("your model is in training mode: call my_gpt.eval()" in note for note in result.notes), result
+
+
+def test_a_part_in_training_mode_is_told(glass: pl.CkptedTransformer) -> None:
+    model = loaded(glass, TANH).eval()
+    name, part = list(model.named_modules())[-1]
+    part.train()
+    result = check_pretrained(model, Digits(), glass)
+    assert result, result
+    assert any(f"your model's {name} is in training mode: call my_gpt.eval()" in note for note in result.notes), result
 
 
 def test_a_transformers_model_is_a_reference_like_any_other(glass: pl.CkptedTransformer) -> None:

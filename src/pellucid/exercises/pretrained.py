@@ -186,8 +186,12 @@ def check_pretrained(
         _check_weights(found, model, opened, ids)
         logits = _check_computed(found, model, opened, ids)
         _what_comes_next(found, tokenizer, logits, opened)
-        if my_gpt.training:
-            found.note("your model is in training mode: call my_gpt.eval() before you sample from it, or dropout acts")
+        active = next((name for name, part in my_gpt.named_modules() if part.training), None)
+        if active is not None:
+            whose = f"'s {active}" if active else ""
+            found.note(
+                f"your model{whose} is in training mode: call my_gpt.eval() before you sample from it, or dropout acts"
+            )
 
     return checked("pretrained", body, hint)
 
