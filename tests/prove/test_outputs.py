@@ -154,6 +154,7 @@ def test_a_model_without_head_and_last_norm(small: pl.CkptedTransformer) -> None
     [
         (lambda x: x.argmax(-1), "whole numbers (torch.int64 [2, 7]), not logits"),
         (lambda x: x.mean(), "the output is []"),
+        (lambda x: x.to("meta"), "on the meta device, which holds no numbers"),
         (lambda x: x.logsumexp(-1), "the output is [2, 7]"),
         (lambda x: None, "no logits in an output of type NoneType"),
         (lambda x: "words", "no logits in an output of type str"),

@@ -178,6 +178,8 @@ def read_answer(
         hidden = hidden if isinstance(hidden, Tensor) else _chosen(output, (width,))
         return FoundLogits(nn.functional.linear(hidden, head.to(hidden)))
     found = _chosen(output, (vocabulary, width), rows)
+    if found.is_meta:
+        raise NoLogitsError("the output is on the meta device, which holds no numbers")
     found = found if found.layout == torch.strided else found.to_dense()
     if not found.is_floating_point():
         kind = "complex numbers" if found.is_complex() else "whole numbers"
