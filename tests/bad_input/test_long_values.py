@@ -31,6 +31,11 @@ def settings() -> list[Callable[[Any], Any]]:
     return [lambda value, name=name: pl.Sampler(**{name: value}) for name in pl.Sampler.__dataclass_fields__]
 
 
+def lengths() -> list[Callable[[Any], Any]]:
+    """A call that takes a whole number."""
+    return [lambda v: support.glass().generate([[1, 2]], max_new_tokens=v)]
+
+
 def doors() -> list[Callable[[Any], Any]]:
     """Calls that take one value of the caller's, most of which cannot be."""
     model, two = support.glass(), [[1, 2]]
@@ -79,4 +84,4 @@ def check(calls: Callable[[], list[Callable[[Any], Any]]]) -> None:
 def test_no_message_repeats_all_of_a_long_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check(doors)
-    must_be_noticed((errors._BRIEF, "repr", repr, check), settings, by=(ValueError,))
+    must_be_noticed((errors._BRIEF, "repr", repr, check), lengths, by=(ValueError,))

@@ -423,7 +423,17 @@ def test_a_generation_is_streamed_with_its_stages(client: Client, model: pl.Ckpt
     assert drawn["id"] in drawn["stages"][-1]["ids"]
     assert client.json("generate", expect=400, text=TEXT, temperature=-1)["error"]["code"] == "sampler-setting"
     assert client.json("generate", expect=400, text="")["error"]["code"] == "empty-text"
-    _, content = client.post("generate", text=TEXT, temperature=2**64)
+    _, content = client.post("generate", text=TEXT, max_new_tokens=1, temperature=2**64)
+    assert events(content)[-1][0] == "done", "a number of any size is one"
+
+
+def test_an_error_that_is_not_ours_in_a_generation_is_said(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaking(*_: Any) -> Iterator[Any]:
+        raise OverflowError("int too large to convert to float")
+        yield
+
+    monkeypatch.setattr(answers, "tokens", breaking)
+    _, content = client.post("generate", text=TEXT)
     assert [(kind, said["code"]) for kind, said in events(content)] == [("error", "request-field")]
 
 

@@ -122,7 +122,7 @@ MASKS = (
             f"masked scores are set to {c:g}, which is not far enough below the others" if c >= -100 else "")
       for c in FILLS[1:]),
     _fill(1e4, "", "masked scores are set to a large positive number: the minus sign is missing"),
-    *(_fill(c, "", f"masked scores are set to {c:g}, where -1e4 is meant") for c in (1e-4, -1e-4)),
+    *(_fill(float(c), "", f"masked scores are set to {c}, where -1e4 is meant") for c in ("1e-4", "-1e-4")),
     _fill(math.inf, "", "masked scores are set to +inf (the minus sign is missing) or to NaN"),
     _pattern(_masked_late, "mask after the softmax",
              "the mask is applied after softmax, so that the rows do not sum to 1", HIDDEN),
