@@ -260,7 +260,8 @@ def _resized_alone(
 ) -> str:
     """What to do if the embedding has other rows than the head, which no size fits; nothing if it has not."""
     names = [*(name for row in layout.rows if row.ours == EMBED for name in row.theirs), *layout.head.theirs]
-    rows = {name: len(theirs[name]) for name in names if name in theirs and expected[name] == expected[names[0]]}
+    alike = [name for name in names if name in theirs and expected[name] == expected[names[0]]]
+    rows = {name: len(theirs[name]) for name in alike if theirs[name].dim() == 2}
     if len(set(rows.values())) < 2:
         return ""
     fewest = min(rows.values())
