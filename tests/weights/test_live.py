@@ -756,8 +756,6 @@ def follow(name: str, hf: Any) -> Any:
         hf.lm_head = nn.Linear(D, V, bias=False)
     elif name == "epsilon of the configuration":
         hf.config.layer_norm_epsilon = 1e-5
-    elif name == "padding index":
-        hf.transformer.wte.padding_idx = None
     elif name == "no gains":
         hf.transformer.ln_f.weight = nn.Parameter(torch.ones(D))
     elif name == "a block twice":
@@ -777,7 +775,7 @@ CHANGED_AT = {
     "parametrized": "transformer.wte", "hook on a block": "transformer.h.0.mlp", "pre-hook": "transformer.ln_f",
 }  # fmt: skip
 FOLLOWED = (
-    *sorted({*CHANGED_AT} - {"pruned", "hook on a block"}), "no gains", "padding index", "a block twice",
+    *sorted({*CHANGED_AT} - {"pruned", "hook on a block"}), "no gains", "a block twice",
     "attention of one's own",
     pytest.param("pruned", marks=pytest.mark.remedy("hf-computed-weight")),
     pytest.param("hook on a block", marks=pytest.mark.remedy("hf-hooks")),
