@@ -164,7 +164,7 @@ def writing(report: Report, options: Options, folder: Path) -> None:
         if peer in calls:
             report.add(Row(work, shape, samples.ratio("pellucid", peer), against=peer), samples)
             share = harness.Spread.of([places.bytes_of("pellucid") / places.bytes_of(peer)])
-            report.add(Row("bytes on disk", shape, share, against=peer, kind="memory"))
+            report.add(Row("bytes on disk", shape, share, against=peer, kind="size"))
 
 
 LENGTH, AT_ONCE = 128, 16

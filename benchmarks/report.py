@@ -106,7 +106,7 @@ class Row:
         target: What it should reach; None where the row is for information.
         ours: What was measured.
         against: What it was held against.
-        kind: What the number is: a ratio of "time" or "memory", a "share" of a limit, or "seconds", "bytes" and
+        kind: What the number is: a ratio of "time", "memory" or "size", a "share" of a limit, or "seconds", "bytes" and
             "exponent", which are held against no contender.
         note: How the measurement was made, where that does not go without saying.
     """
