@@ -257,7 +257,7 @@ def with_codes(page: str) -> str:
 
 def with_points(page: str) -> str:
     """The page of checkpoints with its tables as the schema of each family has them."""
-    from pellucid.families import FAMILIES
+    from pellucid.family.families import FAMILIES
     from pellucid.schema import shape_by_letters
 
     tables = list[str]()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 import support
-from pellucid.families import FAMILIES, Family
+from pellucid.family.families import FAMILIES, Family
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,

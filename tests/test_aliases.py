@@ -10,7 +10,7 @@ import torch
 
 import pellucid as pl
 import support
-from pellucid.aliases import canonical
+from pellucid.names.aliases import canonical
 
 IDS = support.some_ids(2, 9)
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pellucid as pl
 import support
-from pellucid import attend
+from pellucid.family import attend
 from pellucid.generate import stepper as stepping
 from pellucid.gpt2 import model as attention
 from pellucid.numerics import nonlinear

@@ -18,8 +18,8 @@ import torch
 import pellucid as pl
 import pellucid.gpt2
 import support
-from pellucid import attributes, dialects, verbs_of_others
-from pellucid.attributes import CKPTS, MODEL, TOKENIZER
+from pellucid.names import arguments, attributes, verbs_of_others
+from pellucid.names.attributes import CKPTS, MODEL, TOKENIZER
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming_from_hookedtransformer.md"
 TABLES = {"model": MODEL, "ckpts": CKPTS, "tokenizer": TOKENIZER}
@@ -176,7 +176,7 @@ VERBS = [pl.load, pl.CkptedTransformer.from_pretrained]
 
 @pytest.mark.parametrize(
     ("verb", "name"),
-    support.few_of(itertools.product(VERBS, dialects.OPENING), VERBS[0], (VERBS[1], next(iter(dialects.OPENING)))),
+    support.few_of(itertools.product(VERBS, arguments.OPENING), VERBS[0], (VERBS[1], next(iter(arguments.OPENING)))),
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_arguments_by_which_others_open_a_model(verb: Any, name: str) -> None:
@@ -192,7 +192,7 @@ def test_arguments_by_which_others_open_a_model(verb: Any, name: str) -> None:
 
 def test_a_copy_of_a_live_model_takes_what_it_does() -> None:
     hf = support.reference()
-    for name in dialects.CONVERTING:
+    for name in arguments.CONVERTING:
         with pytest.raises(pl.UnknownArgumentError) as caught:
             pl.from_hf(hf, **{name: True})
         assert caught.value.remedy.startswith("Leave it out")

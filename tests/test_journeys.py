@@ -66,4 +66,4 @@ def test_a_journey_leads_through_few_files(name: str) -> None:
 def test_files_are_counted_where_functions_are_called() -> None:
     with files_entered() as files:
         support.glass()
-    assert {"/network.py", "/run/model.py", "/gpt2/model.py"} <= files
+    assert {"/family/network.py", "/run/model.py", "/gpt2/model.py"} <= files

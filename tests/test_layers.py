@@ -12,20 +12,16 @@ from pathlib import Path
 import pytest
 
 import pellucid
-from pellucid.json_config import Config
+from pellucid.family.json_config import Config
 
 PACKAGE = Path(pellucid.__file__).parent
 
 LAYERS: dict[str, int] = {
-    "errors": 0, "axes": 0, "schema": 0, "tap": 0, "aliases": 0, "part": 0, "_version": 0, "listing": 0,
-    "extras": 0, "check": 0, "interrupts": 0, "atomic": 0, "own_file": 0, "attributes": 0,
-    "dialects": 0, "verbs_of_others": 0, "numerics": 0, "config": 0, "network": 0, "families": 0, "layout": 0,
-    "attend": 0, "json_config": 0, "blocks": 0, "rotary": 0, "rotary_rules": 0, "common_points": 0,
-    "common_mistakes": 0, "common_attention": 0, "suspicions": 0,
+    "_version": 0, "errors": 0, "check": 0, "extras": 0, "atomic": 0, "schema": 0, "tap": 0, "numerics": 0,
+    "names": 0, "family": 0, "fast.compiled": 0, "html.listing": 0,
     "weights.hub": 0, "weights.hub_answers": 0, "weights.manifests": 0, "weights.foreign": 0,
     "weights.living": 0, "weights.anatomy": 0,
-    "gpt2": 1, "llama": 1, "neox": 1, "generation_settings": 1,
-    "fast.compiled": 0,
+    "gpt2": 1, "llama": 1, "neox": 1, "generate.generation_settings": 1,
     "text": 2, "weights": 2, "run.cache": 2, "fast": 2,
     "run": 3, "metrics": 3,
     "generate": 4, "corpus": 4, "measure": 4,
@@ -34,7 +30,7 @@ LAYERS: dict[str, int] = {
     "patching": 6, "attribution": 6, "lens": 6, "heads": 6, "circuits": 6, "sae": 6, "viewer": 7,
     "corpus.identity": 6, "corpus.store": 6, "corpus.loader": 6, "corpus.writing": 6,
     "corpus.simulation": 6, "corpus.activity": 6,
-    "folding": 6, "compat": 7, "reproduce": 7,
+    "compat": 7, "reproduce": 7,
     "": 7,  # the public names
     "cli": 8, "__main__": 8,
 }  # fmt: skip
@@ -180,14 +176,14 @@ def test_every_module_is_read() -> None:
         ("run.model", "from . import errors", "relatively"),
         ("run.model", "import transformers", "at the head"),
         ("run.model", "from matplotlib import pyplot", "at the head"),
-        ("part", "from pellucid.tap import Tap", "cycle: part -> tap -> part"),
+        ("extras", "from pellucid.tap import Tap", "cycle: extras -> tap -> extras"),
         ("somewhere", "", "not in the table"),
         ("gpt2.attention", "from pellucid.weights import layouts", "imports upward"),
     ],
 )
 def test_the_check_notices(module: str, source: str, complaint: str) -> None:
     package = {"": "", "errors": "", "schema": "", "run.model": "", "run": "", "run.edit": "", "gpt2.attention": "",
-               "part": "", "tap": "from pellucid.part import Part", "weights": "", "weights.layouts": ""}  # fmt: skip
+               "extras": "", "tap": "from pellucid.extras import need", "weights": "", "weights.layouts": ""}  # fmt: skip
     assert violations(package) == []
     found = violations({**package, module: source})
     assert any(complaint in line for line in found), found
@@ -225,10 +221,10 @@ def classes_twice(sources: Mapping[str, str]) -> dict[str, list[str]]:
 def test_a_class_s_name_has_one_meaning() -> None:
     assert classes_twice(sources()) == {}
     row = "class Row:\n    pass\nclass _Own:\n    pass\n"
-    assert classes_twice({"layout": row, "run.model": row}) == {"Row": ["layout", "run.model"]}
+    assert classes_twice({"schema": row, "run.model": row}) == {"Row": ["schema", "run.model"]}
     of_families = {"gpt2.family": "", "gpt2.model": row, "llama.family": "", "llama.model": row}
     assert classes_twice({**of_families, "cli.verbs": row}) == {}
-    assert classes_twice({**of_families, "layout": row})
+    assert classes_twice({**of_families, "schema": row})
 
 
 def files_twice(modules: Iterable[str]) -> dict[str, list[str]]:
@@ -254,7 +250,7 @@ def test_a_file_s_name_has_one_meaning() -> None:
 MAY_KNOW_GPT2 = ("gpt2", "exercises")
 """Rooms that may: the family's own, and the course's exercises, which are GPT-2's by nature."""
 
-REGISTRATION = "families"
+REGISTRATION = "family.families"
 """Names where the family is, in a string, so it is imported when somebody asks for it."""
 
 OF_GPT2 = {field.name for field in dataclasses.fields(pellucid.TransformerConfig)} - {
@@ -293,7 +289,7 @@ def test_only_the_family_knows_gpt2() -> None:
     [
         ("run.model", "from pellucid.gpt2.config import TransformerConfig"),
         ("weights.load", "from pellucid import gpt2\nfrom pellucid.gpt2 import layouts"),
-        ("families", "from pellucid.gpt2.config import TransformerConfig"),
+        ("family.families", "from pellucid.gpt2.config import TransformerConfig"),
         ("weights.load", "build = later('pellucid.gpt2.model', 'build')"),
         ("text.batching", "def check(self):\n    return self.config.n_positions"),
         ("measure.head_scores", "last = model.config.n_layer - 1"),

@@ -11,7 +11,7 @@ import torch
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid import listing
+from pellucid.html import listing
 
 
 class Cells(HTMLParser):

@@ -23,7 +23,7 @@ __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605  # pyright: ignore[r
 
 def __getattr__(name: str) -> _Any:
     if name not in _HOMES:
-        attributes = _importlib.import_module(f"{__name__}.attributes")
+        attributes = _importlib.import_module(f"{__name__}.names.attributes")
         raise attributes.unknown_attribute(f"module {__name__!r}", name, attributes.PACKAGE)
     home = _importlib.import_module(_HOMES[name])
     value = _importlib.import_module(f"{__name__}.{name}") if home.__name__ == __name__ else getattr(home, name)

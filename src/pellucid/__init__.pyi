@@ -25,13 +25,13 @@ from pellucid.errors import UnknownArgumentError as UnknownArgumentError
 from pellucid.errors import UnknownAttributeError as UnknownAttributeError
 from pellucid.errors import UnknownNameError as UnknownNameError
 from pellucid.errors import WeightsError as WeightsError
-from pellucid.folding import Folded as Folded
-from pellucid.folding import fold as fold
+from pellucid.compat.folding import Folded as Folded
+from pellucid.compat.folding import fold as fold
 from pellucid.generate import stages as stages
 from pellucid.generate.generation import Generation as Generation
 from pellucid.generate.generation import Token as Token
 from pellucid.generate.sampler import Sampler as Sampler
-from pellucid.generation_settings import GenerationSettings as GenerationSettings
+from pellucid.generate.generation_settings import GenerationSettings as GenerationSettings
 from pellucid.gpt2.config import TransformerConfig as TransformerConfig
 from pellucid.html.page import save_html as save_html
 from pellucid.llama.config import LlamaConfig as LlamaConfig

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from pellucid import interrupts
+from pellucid.run import interrupts
 
 interrupts.end_at_once()
 

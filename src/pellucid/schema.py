@@ -9,12 +9,48 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
-from pellucid.axes import LETTERS, Axes, Axis
 from pellucid.errors import UnknownNameError, nearest, shown
+
+
+class Axis(StrEnum):
+    """An axis of a captured value, with the letter that docstrings use for it: the one vocabulary of axis names."""
+
+    LAYER = "layer"  # L
+    BATCH = "batch"  # B
+    POS = "pos"  # P, a column of the padded batch
+    HEAD = "head"  # H
+    QUERY = "query"  # Pq
+    KEY = "key"  # Pk
+    D_MODEL = "d_model"  # D
+    D_HEAD = "d_head"  # K
+    D_MLP = "d_mlp"  # M
+    D_VOCAB = "d_vocab"  # V
+    FEATURE = "feature"  # F, of a sparse autoencoder
+
+
+Axes = tuple[Axis, ...]
+
+LETTERS: dict[str, str] = {
+    Axis.LAYER: "L", Axis.BATCH: "B", Axis.POS: "P", Axis.HEAD: "H", Axis.QUERY: "Pq", Axis.KEY: "Pk",
+    Axis.D_MODEL: "D", Axis.D_HEAD: "K", Axis.D_MLP: "M", Axis.D_VOCAB: "V", Axis.FEATURE: "F",
+}  # fmt: skip
+"""Axis -> the letter that docstrings and tables use for it."""
+
+RESIDUAL: Axes = (Axis.BATCH, Axis.POS, Axis.D_MODEL)
+PER_HEAD: Axes = (Axis.BATCH, Axis.POS, Axis.HEAD, Axis.D_HEAD)
+ATTENTION: Axes = (Axis.BATCH, Axis.HEAD, Axis.QUERY, Axis.KEY)
+HIDDEN: Axes = (Axis.BATCH, Axis.POS, Axis.D_MLP)
+
+POSITIONS = (Axis.POS, Axis.QUERY)
+"""The axis that `pos=` selects along."""
+
+NEURONS = (Axis.D_MODEL, Axis.D_MLP, Axis.D_HEAD, Axis.FEATURE)
+"""The axis that `neurons=` selects along."""
 
 STREAM = "residual-stream units"
 HEADS = (str(Axis.HEAD), "head_kv")
@@ -79,6 +115,7 @@ class OtherNames:
 @dataclass(frozen=True, eq=False)
 class Schema:
     """The points, parameters and sizes of one model.
+
     Example:
         >>> import pellucid as pl
         >>> schema = pl.load().schema
@@ -243,15 +280,22 @@ class Schema:
         yield from map(row, self.after)
 
 
-def unembedding(*, tied: bool) -> Parameter:
-    """`W_U`, which is the embedding if the two are tied."""
-    stored_in = "embed.W_E" if tied else "unembed.W_U"
-    return Parameter("unembed.W_U", ("d_model", "d_vocab"), stored_in, in_memory=("d_vocab", "d_model"))
-
-
 def shape_by_letters(axes: Axes) -> str:
     """Axes as docstrings write them, such as "[B, P, H, K]"."""
     return f"[{', '.join(LETTERS[axis] for axis in axes)}]"
+
+
+def coordinate(axis: str, what: str) -> str:
+    """The name of what labelled arrays say of an axis's columns: "token", "position"; "query_token", "key_token" …"""
+    return what if axis == Axis.POS else f"{axis}_{what}"
+
+
+def in_another_order(taken: tuple[int, ...], word: str) -> str:
+    """Say that parts along an axis stand in another order."""
+    moved = [place for place, part in enumerate(taken) if part != place]
+    if len(moved) == 2:
+        return f"{word}s {moved[0]} and {moved[1]} exchanged"
+    return f"{word}s in another order" + (f" ({', '.join(map(str, taken))})" if len(taken) <= 16 else "")
 
 
 def select(patterns: str | Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:

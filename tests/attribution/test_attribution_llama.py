@@ -15,7 +15,7 @@ from attribution_cases import BYS, furthest, run, total
 
 import llamas
 import pellucid as pl
-from pellucid.blocks import RMSNorm
+from pellucid.family.blocks import RMSNorm
 
 TEXTS = llamas.ragged_ids(3, 7, 5)
 ROUNDING = torch.finfo(torch.float32).eps

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import pellucid as pl
-from pellucid import interrupts
+from pellucid.run import interrupts
 from pellucid.cli import VERBS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")

@@ -9,7 +9,7 @@ import torch
 
 import pellucid as pl
 import samples
-from pellucid.families import config_of
+from pellucid.family.families import config_of
 from samples import SAMPLES
 
 OFF: dict[str, tuple[str, ...]] = {

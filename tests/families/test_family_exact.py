@@ -14,7 +14,8 @@ from torch import Tensor
 import pellucid as pl
 import samples
 import support
-from pellucid import attend, blocks, neox, rotary
+from pellucid import neox
+from pellucid.family import attend, blocks, rotary
 from pellucid.neox import model as neox_attention
 from pellucid.weights.layouts import from_ours
 from samples import SAMPLES

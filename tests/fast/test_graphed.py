@@ -15,7 +15,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid import attend
+from pellucid.family import attend
 from pellucid.fast import decoder
 from pellucid.gpt2 import model as attention
 

@@ -182,7 +182,7 @@ def _tokenizer_config(folder: Path) -> None:
 
 def _shards(folder: Path) -> None:
     tensors = MODEL.state_dict()
-    from pellucid.own_file import write_tensors
+    from pellucid.weights.own_file import write_tensors
     from pellucid.weights.layouts import from_ours
 
     tensors = {n: t.contiguous() for n, t in from_ours(tensors, MODEL.config, "hf").items()}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_tensors
 
-from pellucid.own_file import digest, write_tensors
+from pellucid.weights.own_file import digest, write_tensors
 
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 1.5, -0.0, 2**31, 2**32, 2**63, 2**64, 10**30, 10**6, 10**8, 1e30, -1e308,

@@ -16,7 +16,7 @@ import torch
 import pellucid as pl
 import support
 from generate import hf_generation as theirs
-from pellucid import generation_settings as settings
+from pellucid.generate import generation_settings as settings
 from pellucid.generate import request as asked
 
 ENDS = [11, 40]

@@ -10,8 +10,8 @@ from torch.func import functional_call, stack_module_state, vmap
 
 import pellucid as pl
 import support
-from pellucid import attend
-from pellucid.attend import Visible
+from pellucid.family import attend
+from pellucid.family.attend import Visible
 from pellucid.numerics.products import affine
 
 IDS = support.some_ids(2, 9)

@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedConfig
 
 import pellucid as pl
-from pellucid.config import READ
+from pellucid.family.config import READ
 from pellucid.gpt2.config import FIELDS, NEUTRAL, SYNONYMS
 from weights.checkpoints import hf_dict, ids_for, same_logits, save_folder, small_hf
 

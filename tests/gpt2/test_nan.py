@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid import attend
+from pellucid.family import attend
 from pellucid.gpt2 import model as attention
 
 IDS = support.some_ids(2, 5)

@@ -10,7 +10,7 @@ from torch import nn
 import pellucid as pl
 import support
 from pellucid.gpt2 import LayerNorm
-from pellucid.part import fresh_weights
+from pellucid.family.part import fresh_weights
 
 TREE = """\
 CkptedTransformer(

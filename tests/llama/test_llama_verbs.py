@@ -10,8 +10,8 @@ import torch
 import llamas
 import pellucid as pl
 from pellucid.llama import MLP, Attention, RMSNorm, Transformer, TransformerBlock
-from pellucid.network import Run
-from pellucid.part import under
+from pellucid.family.network import Run
+from pellucid.family.part import under
 
 ROWS = llamas.ragged_ids(3, 9)
 

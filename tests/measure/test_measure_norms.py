@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pellucid as pl
 import support
-from pellucid.axes import ATTENTION
+from pellucid.schema import ATTENTION
 from pellucid.measure.labelled import text_hash
 from pellucid.run.origin import Known
 

@@ -23,7 +23,7 @@ import xarray as xr
 import killed
 import pellucid as pl
 import support
-from pellucid import own_file
+from pellucid.weights import own_file
 from pellucid.measure import Autoregression, Covariance, Moments, Quantiles, Saving, Streamed, stream
 from pellucid.run.origin import Known
 

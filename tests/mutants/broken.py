@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pellucid as pl
-from pellucid import network
+from pellucid.family import network
 from pellucid import tap as ckpt
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.gpt2 import model as attention
 from pellucid.gpt2 import model as transformer
 from pellucid.numerics import nonlinear, products

@@ -13,7 +13,7 @@ import pytest
 
 import pellucid as pl
 import support
-from pellucid import interrupts
+from pellucid.run import interrupts
 from pellucid.text import batching
 from pellucid.weights import manifests
 
@@ -96,7 +96,7 @@ def nothing(*_: Any, **__: Any) -> None:
     return None
 
 
-VERBS, PATHS = ("run.model", "generate.generating"), ("text.tokenizer", "own_file", "run.model")
+VERBS, PATHS = ("run.model", "generate.generating"), ("text.tokenizer", "weights.own_file", "run.model")
 """Who uses what is broken."""
 
 MUTANTS: dict[str, tuple[Callable[[Patch], Any], Callable[[Path], None]]] = {
@@ -112,7 +112,10 @@ MUTANTS: dict[str, tuple[Callable[[Patch], Any], Callable[[Path], None]]] = {
         no_path_is_refused,
     ),
     "the last of two keys": (lambda patch: patch.setattr(manifests, "each_once", dict), keys_stand_once),
-    "any argument": (lambda patch: patch.setattr("pellucid.dialects.refuse_unknown", nothing), arguments_are_known),
+    "any argument": (
+        lambda patch: patch.setattr("pellucid.names.arguments.refuse_unknown", nothing),
+        arguments_are_known,
+    ),
     "functions of others": (
         lambda patch: patch.setattr("pellucid.open.require_own_functions", nothing),
         functions_are_transformers_own,

@@ -16,7 +16,7 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbeddin
 import pellucid as pl
 import samples
 from pellucid.neox import MLP, GPTNeoXConfig, TransformerBlock
-from pellucid.rotary import Rotary
+from pellucid.family.rotary import Rotary
 
 SIZES = samples.SAMPLES["gpt_neox"].sizes
 

@@ -236,7 +236,7 @@ def test_products_in_what_the_processor_lacks_are_noticed(monkeypatch: pytest.Mo
 
 
 def test_products_that_are_not_rounded_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pellucid.network.products_of", lambda execution: products_of(Execution()))
+    monkeypatch.setattr("pellucid.family.network.products_of", lambda execution: products_of(Execution()))
     with pytest.raises(AssertionError):
         test_nearer_to_float64_than_a_model_in_bfloat16_is("tied")
 

@@ -218,7 +218,7 @@ def test_a_product_by_onednn_wherever_it_can_be_asked_is_noticed(
 
 
 def test_quick_products_in_exact_numerics_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pellucid.network.products_of", lambda execution: products.QuickProducts())
+    monkeypatch.setattr("pellucid.family.network.products_of", lambda execution: products.QuickProducts())
     with pytest.raises(AssertionError):
         exact_numerics()
 

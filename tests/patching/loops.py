@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 
 METRIC = pl.metrics.logit_difference(7, 11)
 """Reads the last token alone."""

@@ -13,7 +13,7 @@ from bare import ANY, GPT2S, LLAMAS, NEOXES, ROTARY, SPELLINGS, TURNED, Bare, St
 
 import pellucid as pl
 import samples
-from pellucid.families import family_of
+from pellucid.family.families import family_of
 from pellucid.prove import comparison
 
 IDS = samples.some_ids(1, 7)
@@ -86,6 +86,6 @@ def test_a_constant_of_gelu_in_other_digits() -> None:
 
 def test_mutants_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of another base that nobody looks at."""
-    monkeypatch.setattr("pellucid.rotary._others", lambda kept, pairs: iter(()))
+    monkeypatch.setattr("pellucid.family.rotary._others", lambda kept, pairs: iter(()))
     with pytest.raises(AssertionError):
         test_a_wrong_one_is_told_by_its_cause("llama", "base 500, tables", monkeypatch)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid.families import Span
+from pellucid.family.families import Span
 from pellucid.gpt2.family import GPT2
 from pellucid.gpt2.formulas import PlainWeights, Sizes
 from pellucid.gpt2.mistakes import known_mistakes

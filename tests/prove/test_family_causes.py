@@ -16,8 +16,8 @@ from transformers.models.gpt_neox import modeling_gpt_neox
 import pellucid as pl
 import samples
 import support
-from pellucid import common_mistakes
-from pellucid.families import Span
+from pellucid.family import common_mistakes
+from pellucid.family.families import Span
 from pellucid.llama.mistakes import mistakes
 from pellucid.prove import causes, rewritten
 

@@ -16,9 +16,9 @@ from torch import Tensor
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid import attend
+from pellucid.family import attend
 from pellucid import tap as ckpt
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.run import changes
 
 NAMES = support.schema(support.SIZES["n_layer"]).names

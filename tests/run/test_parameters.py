@@ -14,7 +14,7 @@ from torch import nn
 import pellucid as pl
 import support
 from pellucid.gpt2 import Embedding
-from pellucid.part import LiveView
+from pellucid.family.part import LiveView
 
 IDS = support.some_ids(2, 9)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pellucid as pl
-from pellucid.axes import ATTENTION, HIDDEN, PER_HEAD, RESIDUAL
+from pellucid.schema import ATTENTION, HIDDEN, PER_HEAD, RESIDUAL
 from pellucid.gpt2.schema import of_sizes
 from pellucid.llama.schema import of_sizes as of_llama
 from pellucid.run.region import Region, put, take, warn_of_pads

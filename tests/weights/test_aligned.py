@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid import own_file
+from pellucid.weights import own_file
 from pellucid.prove import copies
 
 ONE = torch.tensor([[7]])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import llamas
 import pellucid as pl
-from pellucid.layout import blocks_in
+from pellucid.family.layout import blocks_in
 from support import few_of
 from weights.checkpoints import (
     config_of,

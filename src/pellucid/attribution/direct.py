@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pellucid import aliases
+from pellucid.names import aliases
 from pellucid.attribution.reading import (
     LOGITS,
     Contribution,
@@ -23,7 +23,7 @@ from pellucid.attribution.reading import (
 from pellucid.check import require_one_of
 from pellucid.errors import InputError, NumericsError, shown
 from pellucid.measure.labelled import find
-from pellucid.network import Network
+from pellucid.family.network import Network
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 

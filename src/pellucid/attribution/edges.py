@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from pellucid.attribution.gradient import agreement, differentiable, embeddings_moved, gradients_of
-from pellucid.axes import RESIDUAL
+from pellucid.schema import RESIDUAL
 from pellucid.check import require_whole
 from pellucid.circuits.ablations import KINDS, Ablations, Choices
-from pellucid.dialects import named_arguments
+from pellucid.names.arguments import named_arguments
 from pellucid.extras import need
-from pellucid.interrupts import told
+from pellucid.run.interrupts import told
 from pellucid.metrics import Metric, measured
 from pellucid.patching.sweeps import Direction, Texts, require_room
 from pellucid.run.activations import ActivationCkpts

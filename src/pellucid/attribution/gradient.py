@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.aliases import Names
+from pellucid.names.aliases import Names
 from pellucid.attribution.rules import HELD, Relevance
-from pellucid.axes import NEURONS, POSITIONS, Axis
+from pellucid.schema import NEURONS, POSITIONS, Axis
 from pellucid.check import require_one_of, require_whole
-from pellucid.dialects import named_arguments
+from pellucid.names.arguments import named_arguments
 from pellucid.errors import InputError, NumericsError
-from pellucid.interrupts import told
+from pellucid.run.interrupts import told
 from pellucid.metrics import Metric, measured
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Rerun

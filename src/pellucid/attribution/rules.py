@@ -69,7 +69,7 @@ _Rule = tuple[tuple[str, ...], Callable[..., tuple[Tensor, ...]]]
 
 
 def _norm(model: CkptedTransformer, place: str) -> _Rule:
-    """The divisor is constant; see `pellucid.blocks.Norm.reads`."""
+    """The divisor is constant; see `pellucid.family.blocks.Norm.reads`."""
     norm: Any = model.get_submodule(place)
     stream = place_of(f"{place}.ckpt_normalized", model.schema, "gradient").stream
     return (stream,), lambda back, _, x: (norm.reads(back, x),)

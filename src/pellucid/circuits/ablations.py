@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.check import require_one_of
 from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, Circuit, Graph, kind_of
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric, measured
-from pellucid.network import Run
+from pellucid.family.network import Run
 from pellucid.patching.ablation import Ablation
 from pellucid.patching.paths import MLP_OUT, PART, Z
 from pellucid.patching.reruns import BYTES, TOKENS, Rerun, never_fired

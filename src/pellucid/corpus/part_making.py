@@ -23,14 +23,14 @@ from torch import Tensor
 from pellucid.corpus.place import BegunChunk, StorePlace, chunk_key
 from pellucid.corpus.plan import CorpusPlan, TextSpan, batches, beneath, is_packed
 from pellucid.corpus.sink import CapturingModel
-from pellucid.network import Run
-from pellucid.part import has_native_hooks, submodules
+from pellucid.family.network import Run
+from pellucid.family.part import has_native_hooks, submodules
 from pellucid.run.region import Region
 from pellucid.run.taps import Recorder, warn_of_dropout
 from pellucid.tap import Chain, StopAfter, Stopped
 
 if TYPE_CHECKING:
-    from pellucid.network import Network
+    from pellucid.family.network import Network
 
 
 def packed(batch: Sequence[TextSpan], ids: Sequence[Sequence[int]], device: torch.device) -> Run:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.aliases import Names, selected
-from pellucid.axes import Axis
+from pellucid.names.aliases import Names, selected
+from pellucid.schema import Axis
 from pellucid.check import require_one_of, require_whole
 from pellucid.corpus.identity import facts_of, require_equal, require_undamaged
 from pellucid.corpus.intake import Intake, Reader, digest_of
@@ -25,7 +25,7 @@ from pellucid.corpus.ray_workers import Engine, Workers, library_of
 from pellucid.corpus.sink import CapturingModel
 from pellucid.corpus.store import Store, about_of, write_metadata
 from pellucid.errors import InputError, UnknownNameError, shown
-from pellucid.interrupts import bar, told
+from pellucid.run.interrupts import bar, told
 from pellucid.numerics.quickest import one_library
 from pellucid.schema import Schema
 

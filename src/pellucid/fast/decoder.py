@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pellucid.families import Kernels, StepDecoder, family_of
-from pellucid.network import Network, Run
-from pellucid.part import has_native_hooks, runs_as_written, state_of, submodules
+from pellucid.family.families import Kernels, StepDecoder, family_of
+from pellucid.family.network import Network, Run
+from pellucid.family.part import has_native_hooks, runs_as_written, state_of, submodules
 from pellucid.run.cache import KeyValueCache
 from pellucid.tap import Ckpt
 
@@ -67,7 +67,7 @@ class GraphDecoder:
     def step(
         self, ids: Tensor, positions: Tensor, cache: KeyValueCache, names: Collection[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the next column: see `pellucid.families.StepDecoder.step`; no values are given, so no names may be."""
+        """Run the next column: see `StepDecoder.step`; no values are given, so no names may be."""
         assert not names, "a recorded step shows no values"
         kept = self._model.products.kept()
         rounds = torch.is_autocast_enabled(ids.device.type)

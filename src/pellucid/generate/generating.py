@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
-from pellucid.aliases import Names
-from pellucid.dialects import named_arguments
+from pellucid.names.aliases import Names
+from pellucid.names.arguments import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.fast.decoder import forget
 from pellucid.generate.beams import Beams
@@ -30,9 +30,9 @@ from pellucid.generate.request import (
     with_what_always_counts,
 )
 from pellucid.generate.sampler import Sampler
-from pellucid.generation_settings import GenerationSettings
-from pellucid.network import Network
-from pellucid.part import Part, require_numbers, submodules
+from pellucid.generate.generation_settings import GenerationSettings
+from pellucid.family.network import Network
+from pellucid.family.part import Part, require_numbers, submodules
 from pellucid.run.edit import Edit
 from pellucid.run.taps import warn_of_dropout
 from pellucid.text import ids

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.check import as_python, as_whole
 from pellucid.errors import InputError, shown
-from pellucid.listing import Listed, Listing
+from pellucid.html.listing import Listed, Listing
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 from pellucid.text.batch import without_pads

@@ -19,8 +19,8 @@ from pellucid.generate.generation import GeneratedRow, Generation, Reason, Stopp
 from pellucid.generate.request import Request, generator_of, look_at
 from pellucid.generate.sampler import Context, Sampler
 from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
-from pellucid.network import Network
-from pellucid.part import state_of, submodules
+from pellucid.family.network import Network
+from pellucid.family.part import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.origin import Origin
 from pellucid.text.batch import Batch

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.axes import POSITIONS, Axes, Axis
+from pellucid.schema import POSITIONS, Axes, Axis
 from pellucid.errors import NumericsError
-from pellucid.families import StepDecoder
+from pellucid.family.families import StepDecoder
 from pellucid.fast.decoder import decoder
-from pellucid.network import Network
-from pellucid.part import has_native_hooks, submodules
+from pellucid.family.network import Network
+from pellucid.family.part import has_native_hooks, submodules
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.region import Region
 from pellucid.run.taps import EditTap, Recorder

@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid.gpt2.formulas import Sizes, masked, rounded, softmax, visible
 from pellucid.gpt2.mistake import AXIS, FUNCTION, HIDDEN, NUMBER, ORDERED, TWICE, Mistake
 from pellucid.numerics.constants import scales
-from pellucid.suspicions import FILLS
+from pellucid.family.suspicions import FILLS
 
 # The scale of the scores
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import Tensor
 
-from pellucid.common_mistakes import other_functions
+from pellucid.family.common_mistakes import other_functions
 from pellucid.gpt2.formulas import Norm, PlainWeights, Sizes, activate, feed_in, feed_out, layer_norm, rounded
 from pellucid.gpt2.mistake import (
     ACTIVATED,

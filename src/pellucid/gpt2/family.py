@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pellucid.families import Family, InTransformers, Kernels, Recognition, later
+from pellucid.family.families import Family, InTransformers, Kernels, Recognition, later
 from pellucid.gpt2 import kernels, layouts, model, schema
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights import foreign, living

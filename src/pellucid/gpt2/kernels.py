@@ -18,14 +18,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.errors import NumericsError
 from pellucid.fast.compiled import library
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.gpt2.model import TransformerBlock
-from pellucid.network import Network
+from pellucid.family.network import Network
 from pellucid.numerics import nonlinear
-from pellucid.part import state_of, submodules
+from pellucid.family.part import state_of, submodules
 from pellucid.schema import Schema
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ class Decoder:
     def step(
         self, ids: Tensor, positions: Tensor, cache: KeyValueCache, names: Collection[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the next column: see `pellucid.families.StepDecoder.step`; everything is in float32."""
+        """Run the next column: see `StepDecoder.step`; everything is in float32."""
         rows, columns = len(ids), cache.length + 1
         config = self._model.config
         embed, pos_embed = self._model.embed(ids).float(), self._model.pos_embed(positions).float()

@@ -18,7 +18,7 @@ from torch import Tensor
 from pellucid.errors import WeightsError
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.gpt2.schema import of_sizes
-from pellucid.layout import (
+from pellucid.family.layout import (
     EMBED,
     HEAD,
     HEAD_COLUMNS,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pellucid.families import Span
+from pellucid.family.families import Span
 from pellucid.gpt2.formulas import (
     Heads,
     Norm,

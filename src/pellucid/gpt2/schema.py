@@ -9,10 +9,10 @@ import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pellucid import attributes
-from pellucid import common_points as common
-from pellucid.axes import HIDDEN, RESIDUAL
-from pellucid.schema import STREAM, OtherNames, Parameter, Point, Schema, unembedding
+from pellucid.names import attributes
+from pellucid.family import common_points as common
+from pellucid.schema import HIDDEN, RESIDUAL
+from pellucid.schema import STREAM, OtherNames, Parameter, Point, Schema
 
 OTHERS = OtherNames(
     modules={
@@ -107,7 +107,7 @@ def schema_of(sizes: tuple[tuple[str, int], ...], *, tied: bool = True, upcast: 
         block=block,
         blocks=(block,) * n_layer,
         after=AFTER,
-        parameters=(*_PARAMETERS_BEFORE, *inside, *common.gain_and_bias("ln_final"), unembedding(tied=tied)),
+        parameters=(*_PARAMETERS_BEFORE, *inside, *common.gain_and_bias("ln_final"), common.unembedding(tied=tied)),
         others=OTHERS,
     )
 

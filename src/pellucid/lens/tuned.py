@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid import own_file
+from pellucid.weights import own_file
 from pellucid.check import as_number, path_of, require_whole
 from pellucid.corpus.sink import Progress
-from pellucid.dialects import named_arguments
+from pellucid.names.arguments import named_arguments
 from pellucid.errors import InputError, shown
-from pellucid.interrupts import told
+from pellucid.run.interrupts import told
 from pellucid.lens.readout import Readout, divergence, readout
-from pellucid.network import Network
+from pellucid.family.network import Network
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.origin import source_of, weights_fingerprint

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.errors import ConfigError
-from pellucid.layout import (
+from pellucid.family.layout import (
     EMBED,
     HEAD,
     HEAD_ROWS,

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid import common_attention as attention
-from pellucid import common_mistakes as common
-from pellucid.common_mistakes import Change, replaced
-from pellucid.network import Network
+from pellucid.family import common_attention as attention
+from pellucid.family import common_mistakes as common
+from pellucid.family.common_mistakes import Change, replaced
+from pellucid.family.network import Network
 
 
 def _root(x: Tensor, epsilon: float) -> Tensor:

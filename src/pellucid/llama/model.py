@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pellucid.attend import Visible
-from pellucid.blocks import Architecture, Block, FeedForward, RMSNorm, Whole
-from pellucid.llama import aliases
+from pellucid.family.attend import Visible
+from pellucid.family.blocks import Architecture, Block, FeedForward, RMSNorm, Whole
 from pellucid.llama.config import LlamaConfig
-from pellucid.network import Memory, Network, Run
-from pellucid.rotary import RotaryAttending, Turn, beside, know_positions
+from pellucid.llama import schema
+from pellucid.family.network import Memory, Network, Run
+from pellucid.family.rotary import RotaryAttending, Turn, beside, know_positions
 from pellucid.tap import Tap
 
 
@@ -28,7 +28,7 @@ class Attention(RotaryAttending):
     [H, K, D]; with `attention_bias` also `b_Q` [H, K], `b_K` and `b_V` [G, K], `b_O` [D].
     """
 
-    elsewhere = aliases.ATTENTION
+    elsewhere = schema.ATTENTION_ELSEWHERE
 
     def settle(self, config: LlamaConfig, block: int) -> None:
         super().settle(config, block)
@@ -57,7 +57,7 @@ class MLP(FeedForward):
     Its weights are `W_gate` and `W_in` [D, M], `W_out` [M, D]; with `mlp_bias` also `b_gate`, `b_in` [M], `b_out` [D].
     """
 
-    elsewhere = aliases.MLP
+    elsewhere = schema.MLP_ELSEWHERE
 
     def settle(self, config: LlamaConfig) -> None:
         self.has_bias = config.mlp_bias
@@ -76,7 +76,7 @@ class MLP(FeedForward):
 class TransformerBlock(Block):
     """Attention, then MLP, each reading a normalized copy of the residual stream and adding to it."""
 
-    elsewhere = aliases.BLOCK
+    elsewhere = schema.BLOCK_ELSEWHERE
     made_of = (RMSNorm, Attention, MLP)
 
     def forward(
@@ -99,7 +99,7 @@ def _embedded(network: Network, run: Run, tap: Tap | None) -> Tensor:
     return network.ckpt_embed(network.embed(run.ids), tap=tap)
 
 
-ARCHITECTURE = Architecture(TransformerBlock, RMSNorm, know_positions, _embedded, beside, aliases.MODEL)
+ARCHITECTURE = Architecture(TransformerBlock, RMSNorm, know_positions, _embedded, beside, schema.MODEL_ELSEWHERE)
 
 
 class Transformer(Whole):

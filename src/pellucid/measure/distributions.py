@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pellucid import aliases
-from pellucid.axes import NEURONS
+from pellucid.names import aliases
+from pellucid.schema import NEURONS
 from pellucid.check import as_number, as_python
 from pellucid.errors import InputError, shown
 from pellucid.extras import need

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid import aliases
-from pellucid.axes import POSITIONS, Axis, coordinate
+from pellucid.names import aliases
+from pellucid.schema import POSITIONS, Axis, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Array, first_place, positions_of, require_entries, values

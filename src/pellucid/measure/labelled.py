@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid import aliases, families
+from pellucid.family import families
+from pellucid.names import aliases
 from pellucid._version import __version__
-from pellucid.axes import ATTENTION, Axes, Axis
+from pellucid.schema import ATTENTION, Axes, Axis
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.run.activations import ActivationCkpts

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.axes import POSITIONS, coordinate
+from pellucid.schema import POSITIONS, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Array, positions_of, require_entries

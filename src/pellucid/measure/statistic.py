@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
-from pellucid import aliases, families
-from pellucid.axes import Axis
+from pellucid.family import families
+from pellucid.names import aliases
+from pellucid.schema import Axis
 from pellucid.check import as_whole, require_one_of
 from pellucid.errors import InputError
 from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, axes_in, grouped

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid import aliases
-from pellucid.axes import NEURONS
+from pellucid.names import aliases
+from pellucid.schema import NEURONS
 from pellucid.check import as_number, require_whole
 from pellucid.errors import InputError, shown
 from pellucid.measure.autoregression import fitted

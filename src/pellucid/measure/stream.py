@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pellucid.aliases import selected
+from pellucid.names.aliases import selected
 from pellucid.check import require_whole
 from pellucid.corpus.ray_workers import Engine, Workers
 from pellucid.corpus.sink import Arrays, Batched, CapturingModel, Progress, Saving, Sink, StateFile, captured, feed

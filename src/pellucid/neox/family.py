@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pellucid import rotary
-from pellucid.families import Family, InTransformers, Recognition, later
+from pellucid.family import rotary
+from pellucid.family.families import Family, InTransformers, Recognition, later
 from pellucid.neox import layouts, model, schema
 from pellucid.neox.config import GPTNeoXConfig
 from pellucid.weights import living

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pellucid.layout import (
+from pellucid.family.layout import (
     EMBED,
     HEAD,
     HEAD_ROWS,

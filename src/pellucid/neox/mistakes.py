@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid import common_attention as attention
-from pellucid import common_mistakes as common
-from pellucid.common_mistakes import Change, replaced
-from pellucid.network import Network
+from pellucid.family import common_attention as attention
+from pellucid.family import common_mistakes as common
+from pellucid.family.common_mistakes import Change, replaced
+from pellucid.family.network import Network
 
 
 def _normed(norm: Any, x: Tensor, correction: int = 0) -> Tensor:

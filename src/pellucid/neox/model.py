@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.attend import Visible
-from pellucid.blocks import Architecture, Block, FeedForward, LayerNorm, Whole
-from pellucid.neox import aliases
+from pellucid.family.attend import Visible
+from pellucid.family.blocks import Architecture, Block, FeedForward, LayerNorm, Whole
 from pellucid.neox.config import GPTNeoXConfig
-from pellucid.network import Memory, Network, Run
-from pellucid.part import LiveView
-from pellucid.rotary import RotaryAttending, Turn, beside, know_positions, turned
+from pellucid.neox import schema
+from pellucid.family.network import Memory, Network, Run
+from pellucid.family.part import LiveView
+from pellucid.family.rotary import RotaryAttending, Turn, beside, know_positions, turned
 from pellucid.tap import Tap
 
 
@@ -46,7 +46,7 @@ class Attention(RotaryAttending):
     `attention_bias` also `b_QKV` [3D] and `b_O` [D].
     """
 
-    elsewhere = aliases.ATTENTION
+    elsewhere = schema.ATTENTION_ELSEWHERE
 
     W_Q, W_K, W_V = _head_matrices(0), _head_matrices(1), _head_matrices(2)
     b_Q, b_K, b_V = _head_biases(0), _head_biases(1), _head_biases(2)
@@ -72,7 +72,7 @@ class Attention(RotaryAttending):
 class MLP(FeedForward):
     """act(x W_in + b_in) W_out + b_out, with weights `W_in` [D, M], `b_in` [M], `W_out` [M, D] and `b_out` [D]."""
 
-    elsewhere = aliases.MLP
+    elsewhere = schema.MLP_ELSEWHERE
 
     def settle(self, config: GPTNeoXConfig) -> None:
         self.out_pdrop = config.hidden_dropout
@@ -86,13 +86,13 @@ class MLP(FeedForward):
 class TransformerBlock(Block):
     """Attention and MLP, each reading a normalized copy of the residual stream and adding to it, at once or in turn."""
 
-    elsewhere = aliases.BLOCK
+    elsewhere = schema.BLOCK_ELSEWHERE
     made_of = (LayerNorm, Attention, MLP)
 
     def settle(self, config: GPTNeoXConfig) -> None:
         self.parallel = config.use_parallel_residual
         if self.parallel:
-            self.words(aliases.PARALLEL_BLOCK)
+            self.words(schema.PARALLEL_BLOCK_ELSEWHERE)
 
     def forward(
         self,
@@ -118,7 +118,7 @@ def _embedded(network: Network, run: Run, tap: Tap | None) -> Tensor:
     return F.dropout(embed, network.config.hidden_dropout) if network.training else embed
 
 
-ARCHITECTURE = Architecture(TransformerBlock, LayerNorm, know_positions, _embedded, beside, aliases.MODEL)
+ARCHITECTURE = Architecture(TransformerBlock, LayerNorm, know_positions, _embedded, beside, schema.MODEL_ELSEWHERE)
 
 
 class Transformer(Whole):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pellucid.aliases import Names
-from pellucid.axes import POSITIONS, Axis
+from pellucid.names.aliases import Names
+from pellucid.schema import POSITIONS, Axis
 from pellucid.check import require_one_of
 from pellucid.errors import InputError
-from pellucid.interrupts import told
+from pellucid.run.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Rerun

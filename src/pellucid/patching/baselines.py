@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.aliases import Names
-from pellucid.axes import Axis
+from pellucid.names.aliases import Names
+from pellucid.schema import Axis
 from pellucid.check import require_one_of, require_whole
 from pellucid.errors import InputError, shown, warn
 from pellucid.extras import need
-from pellucid.interrupts import told
+from pellucid.run.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.patching.ablation import Ablated, How
 from pellucid.patching.cells import Cells, size_of

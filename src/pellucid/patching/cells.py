@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid import aliases
-from pellucid.axes import NEURONS, POSITIONS, Axis
+from pellucid.names import aliases
+from pellucid.schema import NEURONS, POSITIONS, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.patching.roles import Columns, Put, Roles, of_unequal_length

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from pellucid import aliases
-from pellucid.axes import Axis
+from pellucid.names import aliases
+from pellucid.schema import Axis
 from pellucid.check import as_whole, require_one_of
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric

@@ -20,11 +20,11 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from pellucid.axes import Axes, Axis
+from pellucid.schema import Axes, Axis
 from pellucid.errors import EditError
 from pellucid.metrics import Metric, column_of, measured, positions_of
-from pellucid.network import Columns as Choice
-from pellucid.network import Memory, Run
+from pellucid.family.network import Columns as Choice
+from pellucid.family.network import Memory, Run
 from pellucid.patching.roles import Put
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.model import CkptedTransformer

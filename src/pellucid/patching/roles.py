@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.axes import NEURONS, POSITIONS, Axes, Axis
+from pellucid.schema import NEURONS, POSITIONS, Axes, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.run.model import CkptedTransformer

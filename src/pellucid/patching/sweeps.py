@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.aliases import Names
-from pellucid.axes import Axis
+from pellucid.names.aliases import Names
+from pellucid.schema import Axis
 from pellucid.check import require_one_of, require_whole
 from pellucid.errors import InputError, warn
 from pellucid.extras import need
-from pellucid.interrupts import bar, told
+from pellucid.run.interrupts import bar, told
 from pellucid.metrics import Metric, measured, units_of
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import BYTES, Base, Rerun, Sharing

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
 from pellucid.measure.labelled import values

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.errors import InputError
 from pellucid.plot.canvas import canvas, layer_axis, legend_above, logarithmic, remember
 from pellucid.plot.inputs import Layers, by_layer, is_log, sizes, without_first

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.errors import ShapeError
 from pellucid.plot.canvas import (
     BAR_AT_MOST,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.axes import POSITIONS, Axis, coordinate
+from pellucid.schema import POSITIONS, Axis, coordinate
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.plot.themes import xarray

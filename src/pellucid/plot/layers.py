@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.extras import need
 from pellucid.measure.distributions import distribution
 from pellucid.plot.canvas import (

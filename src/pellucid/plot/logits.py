@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
 from pellucid.plot.canvas import (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.axes import coordinate
+from pellucid.schema import coordinate
 from pellucid.check import as_number
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.plot.canvas import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch import nn
 
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.check import as_number, attribute
 from pellucid.errors import InputError, shown
 from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, longest, model_name, remember, say_what

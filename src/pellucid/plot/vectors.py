@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from pellucid.axes import NEURONS
+from pellucid.schema import NEURONS
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.plot.canvas import (
     LINE,

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.layout import EMBED
-from pellucid.layout import HEAD as UNEMBED
+from pellucid.family.layout import EMBED
+from pellucid.family.layout import HEAD as UNEMBED
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.tensors import Fingerprint, compare_tensors, fingerprint, total, what_buffer
 from pellucid.prove.units import HEAD, Group, GroupTransform, groups_of, orders, partner

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.check import attribute
-from pellucid.families import Span, family_of
+from pellucid.family.families import Span, family_of
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, windows
 from pellucid.prove.about import Reach, distance_of
 from pellucid.prove.alignment import Alignment

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from pellucid.json_config import Config
+from pellucid.family.json_config import Config
 from pellucid.numerics.dispatch import DispatchMode
-from pellucid.own_file import ALIGNMENT
+from pellucid.weights.own_file import ALIGNMENT
 from pellucid.prove.alignment import Match
 from pellucid.prove.held import has_memory
 from pellucid.run.model import CkptedTransformer

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import InputError
-from pellucid.families import family_of
-from pellucid.layout import HEAD as UNEMBED
+from pellucid.family.families import family_of
+from pellucid.family.layout import HEAD as UNEMBED
 from pellucid.prove.about import distance_of
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pellucid.axes import POSITIONS, in_another_order
-from pellucid.layout import EMBED
-from pellucid.layout import HEAD as UNEMBED
+from pellucid.schema import POSITIONS, in_another_order
+from pellucid.family.layout import EMBED
+from pellucid.family.layout import HEAD as UNEMBED
 from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, same_bits, shown_part, size_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.causes import Cause

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.layout import EMBED
-from pellucid.layout import HEAD as UNEMBED
+from pellucid.family.layout import EMBED
+from pellucid.family.layout import HEAD as UNEMBED
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, same_bits
 from pellucid.prove.aligning import NEAR, align
 from pellucid.prove.alignment import Alignment, Match

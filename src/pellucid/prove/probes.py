@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.check import attribute
-from pellucid.network import Run
+from pellucid.family.network import Run
 from pellucid.numerics.rounding import BEYOND_ROUNDING, same_bits, size_of
 from pellucid.prove.about import Reach
 from pellucid.prove.copies import quietly

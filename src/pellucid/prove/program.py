@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.check import attribute
-from pellucid.families import FAMILIES
+from pellucid.family.families import FAMILIES
 from pellucid.numerics.products import is_batched
 from pellucid.prove.calling import TURNED, Call, calls, guesses, read_answer, working_call
 from pellucid.prove.copies import eagerly, is_scripted, quietly, seed, undisturbed

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.common_mistakes import Change
-from pellucid.families import Span, Suspect
-from pellucid.network import Run
+from pellucid.family.common_mistakes import Change
+from pellucid.family.families import Span, Suspect
+from pellucid.family.network import Run
 from pellucid.prove.copies import parameter_dtypes, quietly, working_copy
 from pellucid.prove.points import LOGITS, places_of
 from pellucid.prove.units import makers_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import ShapeError
-from pellucid.json_config import Config
+from pellucid.family.json_config import Config
 from pellucid.numerics.rounding import same_bits
 from pellucid.weights.layouts import buffers_among
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pellucid.families import FAMILIES
-from pellucid.layout import EMBED
-from pellucid.layout import HEAD as UNEMBED
-from pellucid.network import Network
+from pellucid.family.families import FAMILIES
+from pellucid.family.layout import EMBED
+from pellucid.family.layout import HEAD as UNEMBED
+from pellucid.family.network import Network
 from pellucid.schema import Parameter, Schema
 
 PART, LAYER, HEAD = "part", "layer", "head"

@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from pellucid.layout import EMBED
-from pellucid.layout import HEAD as UNEMBED
+from pellucid.family.layout import EMBED
+from pellucid.family.layout import HEAD as UNEMBED
 from pellucid.numerics.rounding import BEYOND_ROUNDING
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.points import block_of

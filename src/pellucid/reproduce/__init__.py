@@ -11,9 +11,9 @@ from itertools import chain
 import torch
 
 from pellucid.check import require_whole
-from pellucid.dialects import name_arguments
+from pellucid.names.arguments import name_arguments
 from pellucid.errors import PellucidError, PellucidWarning
-from pellucid.interrupts import bar
+from pellucid.run.interrupts import bar
 from pellucid.patching.reruns import BYTES
 from pellucid.reproduce.published import EXPERIMENTS, Experiment
 from pellucid.reproduce.published import Published as Published

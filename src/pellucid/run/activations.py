@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pellucid import aliases
-from pellucid.attributes import CKPTS, unknown_attribute
-from pellucid.axes import Axis
+from pellucid.names import aliases
+from pellucid.names.attributes import CKPTS, unknown_attribute
+from pellucid.schema import Axis
 from pellucid.check import require_whole
-from pellucid.dialects import PLACES, named_arguments
+from pellucid.names.arguments import PLACES, named_arguments
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
-from pellucid.listing import Listed, Listing
-from pellucid.network import Network
+from pellucid.html.listing import Listed, Listing
+from pellucid.family.network import Network
 from pellucid.run.origin import Captures, Known, Origin, load_captures, model_of
 from pellucid.run.region import Index, Region, take
 from pellucid.schema import HEADS, Schema

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pellucid import own_file
+from pellucid.weights import own_file
 from pellucid.check import as_whole
-from pellucid.config import require_schema
-from pellucid.dialects import named_arguments
+from pellucid.family.config import require_schema
+from pellucid.names.arguments import named_arguments
 from pellucid.errors import InputError, ShapeError, shown
-from pellucid.json_config import Config
+from pellucid.family.json_config import Config
 from pellucid.text.batch import Batch
 
 _KIND, _CONTENT, _MASK = "pellucid.cache", "keys_and_values", "mask"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pellucid.axes import POSITIONS, Axes, Axis
+from pellucid.schema import POSITIONS, Axes, Axis
 from pellucid.errors import EditError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, Region, take

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.aliases import Names, selected
-from pellucid.axes import Axis
+from pellucid.names.aliases import Names, selected
+from pellucid.schema import Axis
 from pellucid.check import require_tree
-from pellucid.dialects import named_arguments
+from pellucid.names.arguments import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.fast.decoder import kernels_for
 from pellucid.generate.generation import stopping
 from pellucid.generate.request import require_some
-from pellucid.network import Network
+from pellucid.family.network import Network
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pellucid.aliases import Names
-from pellucid.attributes import EDIT, unknown_attribute
-from pellucid.axes import Axis
-from pellucid.dialects import named_arguments
+from pellucid.names.aliases import Names
+from pellucid.names.attributes import EDIT, unknown_attribute
+from pellucid.schema import Axis
+from pellucid.names.arguments import named_arguments
 from pellucid.errors import EditError
 from pellucid.run import changes
 from pellucid.run.activations import ActivationCkpts

@@ -10,21 +10,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pellucid import aliases
-from pellucid.aliases import Names
-from pellucid.attributes import MODEL
+from pellucid.names import aliases
+from pellucid.names.aliases import Names
+from pellucid.names.attributes import MODEL
 from pellucid.check import path_of
-from pellucid.dialects import OPENING, SAVING, named_arguments
+from pellucid.names.arguments import OPENING, SAVING, named_arguments
 from pellucid.errors import InputError
-from pellucid.families import family_of
+from pellucid.family.families import family_of
 from pellucid.generate.generating import GeneratingTransformer
 from pellucid.generate.stepper import chosen_logprobs
-from pellucid.generation_settings import GenerationSettings
-from pellucid.json_config import Config
-from pellucid.network import Run, last_column
+from pellucid.generate.generation_settings import GenerationSettings
+from pellucid.family.json_config import Config
+from pellucid.family.network import Run, last_column
 from pellucid.numerics.freed_memory import LITTLE, keep_freed
 from pellucid.numerics.products import Execution
-from pellucid.part import Weights, has_native_hooks, state_of, submodules
+from pellucid.family.part import Weights, has_native_hooks, state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.cache import KeyValueCache, continued
 from pellucid.run.edit import Edit
@@ -157,7 +157,7 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
         With `start_at=("blocks.4.resid_pre", value)`, the run begins at that block with that value [B, P, D].
 
         Every verb runs the model through this call, so a hook on the model sees each of them. It gets a `Batch` of the
-        tokens that are run, and the rest by keyword. A `pellucid.network.Run` is run as it is.
+        tokens that are run, and the rest by keyword. A `pellucid.family.network.Run` is run as it is.
 
         Under `torch.compile` a tensor of ids [B, P] is taken as it is, without checks and without pads, unless there is
         a mask or a cache; a start is then given as "blocks.4.resid_pre" and no other name of it.

@@ -13,13 +13,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from pellucid import families, own_file
-from pellucid.axes import Axis
+from pellucid.family import families
+from pellucid.weights import own_file
+from pellucid.schema import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, shown
-from pellucid.network import Network
+from pellucid.family.network import Network
 from pellucid.numerics.products import Execution
-from pellucid.part import state_of, submodules
+from pellucid.family.part import state_of, submodules
 from pellucid.run.region import Region
 from pellucid.schema import HEADS, Schema
 from pellucid.text.batch import Batch

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.axes import NEURONS, POSITIONS, Axes, Axis
+from pellucid.schema import NEURONS, POSITIONS, Axes, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, shown, warn
 from pellucid.schema import Schema

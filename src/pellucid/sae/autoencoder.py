@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pellucid import aliases
+from pellucid.names import aliases
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.run.edit import Edit
 from pellucid.run.region import Index, entries

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pellucid import aliases
+from pellucid.names import aliases
 from pellucid.attribution.reading import (
     COMPONENT,
     LOGITS,
@@ -20,7 +20,7 @@ from pellucid.attribution.reading import (
     require_captured,
 )
 from pellucid.errors import InputError, shown
-from pellucid.network import Network
+from pellucid.family.network import Network
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, entries
 from pellucid.sae.autoencoder import SparseAutoencoder

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.errors import warn
 from pellucid.extras import need
-from pellucid.interrupts import bar, told
+from pellucid.run.interrupts import bar, told
 from pellucid.metrics import Metric
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Columns, Put

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pellucid import families
-from pellucid.axes import Axis
+from pellucid.family import families
+from pellucid.schema import Axis
 from pellucid.check import require_whole
 from pellucid.errors import ConfigError, InputError, NumericsError, WeightsError, shown
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pellucid import atomic
 from pellucid.check import as_number
 from pellucid.errors import ConfigError, shown
-from pellucid.own_file import write_tensors
+from pellucid.weights.own_file import write_tensors
 from pellucid.sae.sae_config import Activation, Normalization, SaeConfig
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"

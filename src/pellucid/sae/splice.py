@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError
 from pellucid.extras import need

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
-from pellucid.generation_settings import GenerationSettings
+from pellucid.generate.generation_settings import GenerationSettings
 
 Table = Tensor | list[Tensor]
 """[B, P], or rows [P] of unequal lengths."""

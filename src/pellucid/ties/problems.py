@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pellucid.layout import EMBED, HEAD
+from pellucid.family.layout import EMBED, HEAD
 from pellucid.ties.memory import Named, coverage
 from pellucid.ties.output_head import REBUILD
 from pellucid.ties.predict import Loss, sentence

@@ -15,9 +15,9 @@ from torch import Tensor
 from pellucid.check import as_number
 from pellucid.errors import MissingExtraError, PellucidError
 from pellucid.extras import need
-from pellucid.families import FAMILIES, Family, config_of
-from pellucid.json_config import Config
-from pellucid.layout import EMBED, Layout
+from pellucid.family.families import FAMILIES, Family, config_of
+from pellucid.family.json_config import Config
+from pellucid.family.layout import EMBED, Layout
 from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, Loss, after_reload, size_of
 from pellucid.ties.standins import Refused, Reread, reread

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pellucid.check import require_tree
 from pellucid.errors import InputError
-from pellucid.rotary import Rotary
+from pellucid.family.rotary import Rotary
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named
 

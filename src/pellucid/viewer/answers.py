@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pellucid import attribution, lens, metrics
-from pellucid.axes import Axis
+from pellucid.schema import Axis
 from pellucid.extras import need
 from pellucid.generate.generation import Token
 from pellucid.generate.request import generator_of

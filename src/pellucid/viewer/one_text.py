@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.check import require_whole
 from pellucid.errors import InputError
-from pellucid.network import Network
+from pellucid.family.network import Network
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.cost import estimate
 from pellucid.run.edit import Edit

@@ -10,7 +10,7 @@ import torch
 
 from pellucid import measure
 from pellucid.attribution.reading import doubles, place_of
-from pellucid.axes import ATTENTION, HIDDEN
+from pellucid.schema import ATTENTION, HIDDEN
 from pellucid.measure.head_scores import PATTERN, Attended, Keys
 from pellucid.viewer.container import Array, TraceBlock
 from pellucid.viewer.one_text import MOST_SQUARE, OneText

@@ -17,7 +17,7 @@ from torch.nn.modules import module as torch_module
 from pellucid.check import attribute
 from pellucid.errors import WeightsError
 from pellucid.extras import need
-from pellucid.families import InTransformers
+from pellucid.family.families import InTransformers
 from pellucid.numerics.products import DTYPES
 
 AS_IT_IS = "pl.compare(reference, hf_model) runs the model as it is and says where it differs."

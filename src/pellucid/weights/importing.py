@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from pellucid.errors import ConfigError, WeightsError
-from pellucid.families import FAMILIES, family_of
-from pellucid.json_config import Config
-from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row
+from pellucid.family.families import FAMILIES, family_of
+from pellucid.family.json_config import Config
+from pellucid.family.layout import EMBED, HEAD, ZEROS, Layout, Place, Row
 from pellucid.numerics.rounding import same_numbers
 from pellucid.schema import Schema
 from pellucid.weights.layouts import (

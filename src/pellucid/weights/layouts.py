@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import WeightsError
-from pellucid.families import FAMILIES, Family, family_of
-from pellucid.json_config import Config
-from pellucid.layout import HEAD, Layout, Place, Shape
+from pellucid.family.families import FAMILIES, Family, family_of
+from pellucid.family.json_config import Config
+from pellucid.family.layout import HEAD, Layout, Place, Shape
 from pellucid.schema import Schema
 from pellucid.weights.leftovers import ADAPTERS, MEGATRON, kind_of, listed
 from pellucid.weights.pickles import as_tensor

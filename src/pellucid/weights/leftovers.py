@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import WeightsError, printable
-from pellucid.families import one_of_them
+from pellucid.family.families import one_of_them
 
 
 @dataclass(frozen=True)

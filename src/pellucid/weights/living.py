@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pellucid.config import AT_LOADING
+from pellucid.family.config import AT_LOADING
 from pellucid.errors import ConfigError, WeightsError, printable, shown
-from pellucid.json_config import Config
-from pellucid.part import require_numbers
-from pellucid.rotary import FREQUENCIES, Rotary
+from pellucid.family.json_config import Config
+from pellucid.family.part import require_numbers
+from pellucid.family.rotary import FREQUENCIES, Rotary
 from pellucid.weights import foreign
 from pellucid.weights.anatomy import HEAD, Anatomy, LiveModule, parts_of
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid import atomic
-from pellucid.config import SAVE_ID
+from pellucid.family.config import SAVE_ID
 from pellucid.errors import PellucidError, WeightsError
-from pellucid.own_file import read_metadata, rewrite
+from pellucid.weights.own_file import read_metadata, rewrite
 from pellucid.weights.manifests import reading, unreadable
 
 CONFIG = "config.json"

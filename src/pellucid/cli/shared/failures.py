@@ -21,7 +21,7 @@ from pellucid.errors import NotFoundError, PellucidError, PellucidWarning, Words
 
 
 class Exit(enum.IntEnum):
-    """What the exit codes mean; usage errors (2) are Typer's own, interruption (130) is `pellucid.interrupts`'."""
+    """What the exit codes mean; usage errors (2) are Typer's own, interruption (130) is `pellucid.run.interrupts`'."""
 
     DONE = 0
     CHECK_FAILED = 1

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pellucid as pl
 from pellucid import atomic
-from pellucid.axes import LETTERS, Axis
+from pellucid.schema import LETTERS, Axis
 from pellucid.cli.shared.options import Wish
 from pellucid.cli.shared.screen import show
 from pellucid.cli.shared.widths import Column, Flow, Grid

@@ -11,7 +11,7 @@ import numpy as np
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.axes import coordinate
+from pellucid.schema import coordinate
 from pellucid.cli.shared.options import parse_ids
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import (

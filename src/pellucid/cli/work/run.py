@@ -8,7 +8,7 @@ import torch
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.aliases import selected
+from pellucid.names.aliases import selected
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import (
     LEGEND,

@@ -9,10 +9,10 @@ from typing import Any, Self, cast
 import tokenizers
 import torch
 
-from pellucid.blocks import Norm
+from pellucid.family.blocks import Norm
 from pellucid.errors import ConfigError, InputError, shown
-from pellucid.families import config_of, family_of
-from pellucid.json_config import Config
+from pellucid.family.families import config_of, family_of
+from pellucid.family.json_config import Config
 from pellucid.open import from_hf, load
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.borrowed import complete

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.config import read_number, wrong_type
+from pellucid.family.config import read_number, wrong_type
 from pellucid.errors import ConfigError, nearest, shown
 
 

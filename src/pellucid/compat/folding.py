@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pellucid.blocks import Norm
-from pellucid.dialects import named_arguments
+from pellucid.family.blocks import Norm
+from pellucid.names.arguments import named_arguments
 from pellucid.errors import InputError, NumericsError
 from pellucid.heads.factored import FactoredMatrix
 from pellucid.heads.matrices import require_finite

@@ -11,14 +11,14 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor, nn
 
-from pellucid import aliases
-from pellucid.blocks import Architecture
-from pellucid.config import as_names
+from pellucid.names import aliases
+from pellucid.family.blocks import Architecture
+from pellucid.family.config import as_names
 from pellucid.errors import ConfigError, UnknownNameError, shown
-from pellucid.json_config import Config
-from pellucid.layout import Layout
-from pellucid.network import Network
-from pellucid.part import Weights
+from pellucid.family.json_config import Config
+from pellucid.family.layout import Layout
+from pellucid.family.network import Network
+from pellucid.family.part import Weights
 from pellucid.schema import Schema
 from pellucid.weights import hub
 
@@ -141,7 +141,7 @@ class Recognition:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A kind of model; `pellucid.families` has a line for each."""
+    """A kind of model; `pellucid.family.families` has a line for each."""
 
     name: str  # as its schema says
     config: type[Config]  # the class of its configurations

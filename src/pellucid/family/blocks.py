@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid import attributes
-from pellucid.attend import Attending, Visible
+from pellucid.names import attributes
+from pellucid.family.attend import Attending, Visible
 from pellucid.errors import ShapeError
-from pellucid.json_config import Config
-from pellucid.network import Embedding, Memory, Network, Run, Unembedding
+from pellucid.family.json_config import Config
+from pellucid.family.network import Embedding, Memory, Network, Run, Unembedding
 from pellucid.numerics import nonlinear
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
-from pellucid.part import MISREAD, Part, Weights, given, require_vectors, require_weights, under
+from pellucid.family.part import MISREAD, Part, Weights, given, require_vectors, require_weights, under
 from pellucid.tap import Tap, name_checkpoints
 
 
@@ -185,7 +185,7 @@ class Architecture:
     enter: Callable[[Network, Run, Tap | None], Tensor]
     # what every block of a run is given beside the stream, from that stream
     beside: Callable[[Network, Run, Tensor], Mapping[str, Any]] = field(default=lambda network, run, residual: {})
-    # words of other libraries for what a network holds, as in `pellucid.attributes`
+    # words of other libraries for what a network holds, as in `pellucid.names.attributes`
     words: Mapping[str, str] = field(default_factory=lambda: attributes.MODEL)
 
     def build(self, network: Network, config: Any, weights: Weights | None = None) -> None:

@@ -1,5 +1,5 @@
 """Rotary positions (Su et al. 2021, arXiv:2104.09864): pairs of a head's entries, turned by angles that grow with the
-position. `pellucid.rotary_rules` says how fast.
+position. `pellucid.family.rotary_rules` says how fast.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.attend import Attending
-from pellucid.network import Network, Run
-from pellucid.part import Weights
-from pellucid.rotary_rules import RULES, Rule
+from pellucid.family.attend import Attending
+from pellucid.family.network import Network, Run
+from pellucid.family.part import Weights
+from pellucid.family.rotary_rules import RULES, Rule
 from pellucid.tap import Tap
 
 FREQUENCIES = "rotary.inv_freq"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pellucid.families import Seen
+from pellucid.family.families import Seen
 from pellucid.numerics.rounding import BEYOND_ROUNDING, shown_part, size_of
 
 FILLS = (0.0, -1.0, -10.0, -12.0, -100.0, -1e3, -1e4, -1e5, -1e6, -1e9)

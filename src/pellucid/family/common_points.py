@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pellucid.axes import ATTENTION, PER_HEAD, RESIDUAL
+from pellucid.schema import ATTENTION, PER_HEAD, RESIDUAL
 from pellucid.schema import STREAM, Parameter, Point
 
 EMBED = Point("ckpt_embed", RESIDUAL, "W_E[ids]", "token embeddings", STREAM, parameters=("embed.W_E",))
@@ -119,3 +119,9 @@ def _without(point: Point, absent: tuple[str, ...]) -> Point:
     equation = point.equation.replace(", + b_", " + b_")
     start, _, end = equation.partition(" + b_")
     return replace(point, parameters=present, equation=start + (")" if end.endswith(")") else ""))
+
+
+def unembedding(*, tied: bool) -> Parameter:
+    """`W_U`, which is the embedding if the two are tied."""
+    stored_in = "embed.W_E" if tied else "unembed.W_U"
+    return Parameter("unembed.W_U", ("d_model", "d_vocab"), stored_in, in_memory=("d_vocab", "d_model"))

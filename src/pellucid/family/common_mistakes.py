@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.network import Network, Unembedding
+from pellucid.family.network import Network, Unembedding
 from pellucid.numerics import nonlinear
 from pellucid.numerics.constants import gelus
 

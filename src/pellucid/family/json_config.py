@@ -14,8 +14,8 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
-from pellucid.attributes import CONFIG, unknown_attribute
-from pellucid.config import (
+from pellucid.names.attributes import CONFIG, unknown_attribute
+from pellucid.family.config import (
     READ,
     SAVE_ID,
     Variant,
@@ -27,7 +27,7 @@ from pellucid.config import (
     read_tokens,
     wrong_type,
 )
-from pellucid.dialects import named_arguments
+from pellucid.names.arguments import named_arguments
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.numerics import nonlinear
 from pellucid.schema import Schema

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from pellucid.attributes import unknown_attribute
-from pellucid.config import require_schema
+from pellucid.names.attributes import unknown_attribute
+from pellucid.family.config import require_schema
 from pellucid.errors import ConfigError, ShapeError, WeightsError
-from pellucid.json_config import Config
+from pellucid.family.json_config import Config
 from pellucid.schema import Parameter, Schema
 from pellucid.tap import Ckpt
 
@@ -132,7 +132,7 @@ class Part(nn.Module):
     """
 
     elsewhere: ClassVar[Mapping[str, str]] = {}
-    """Other libraries' words for what it holds -> what to use here, as in `pellucid.attributes`."""
+    """Other libraries' words for what it holds -> what to use here, as in `pellucid.names.attributes`."""
 
     def __getattr__(self, name: str) -> Any:
         """What `nn.Module` holds under a name; not by `super()`, whose further call a small model would feel."""

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.common_mistakes import Change, at_the_head, replaced
-from pellucid.rotary import KeptRotation, Turn
-from pellucid.rotary_rules import RULES, Rule
-from pellucid.suspicions import FILLS, Grid, Suspicion
+from pellucid.family.common_mistakes import Change, at_the_head, replaced
+from pellucid.family.rotary import KeptRotation, Turn
+from pellucid.family.rotary_rules import RULES, Rule
+from pellucid.family.suspicions import FILLS, Grid, Suspicion
 
 
 def attention(change: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -1,6 +1,6 @@
 """What other libraries call arguments that a call does not take here, and what to do instead.
 
-One table for each kind of call, read by the errors and by the documentation; `pellucid.attributes` has the attributes.
+One table for each kind of call, read by the errors and by the documentation; `attributes` beside it has the attributes.
 """
 
 from __future__ import annotations

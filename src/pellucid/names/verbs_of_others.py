@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pellucid.attributes import unknown_attribute
+from pellucid.names.attributes import unknown_attribute
 
 _SWEEP = "pl.patching.sweep(model, clean, corrupted, {!r}, over={}, metric=metric)"
 _HEADS = {"out": "attn.ckpt_z", **{part: f"attn.ckpt_{part}" for part in ("q", "k", "v", "pattern")}}
