@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,9 @@ DAMAGED = (
     "", "[]", "{}", '{"machine": 1', "\0", PRODUCTS % "{}",
     PRODUCTS % '{"shape": {"rows": 1}, "library": "torch", "rates": {}}',
     PRODUCTS % '{"shape": SHAPE, "library": "mkl", "rates": {}}',
+    PRODUCTS % '{"shape": SHAPE, "library": [], "rates": {}}', PRODUCTS % '{"shape": SHAPE, "library": "torch", "rates": []}',
+    PRODUCTS % '{"shape": {"rows": "1", "inputs": 1, "outputs": 1, "by_outputs": true, "biased": true, "threads": 1},'
+    ' "library": "torch", "rates": {}}',
 )  # fmt: skip
 """Where HERE is this machine, and SHAPE a shape."""
 
@@ -154,6 +158,35 @@ def test_a_file_that_is_something_else(text: str, tmp_path: Path, monkeypatch: p
     assert "Remove the file" in caught.value.remedy
     path.unlink()
     assert library() in quickest.LIBRARIES
+
+
+def test_a_misspelt_library_is_not_a_file_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(quickest.VARIABLE, "oneDNN")
+    with pytest.raises(PellucidError, match="'oneDNN', expected torch, onednn, packed or the path") as caught:
+        library()
+    assert caught.value.code == "measured-products"
+    assert not list(tmp_path.iterdir())
+
+
+MOST_CALLS = 32
+"""Calls, of Python's and of C's, that a product takes whose way is known: each is a tenth of a microsecond."""
+
+
+@torch.no_grad()
+def test_to_choose_takes_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, matrix, bias = factors()
+    quick, calls = products.QuickProducts(), list[str]()
+    for slow in quickest.LIBRARIES:
+        quickest.forget()
+        with monkeypatch.context() as patch:
+            slower(patch, slow)
+            quick.affine(x, matrix, bias)
+        calls.clear()
+        sys.setprofile(lambda frame, event, what: calls.append(event) if event.endswith("call") else None)
+        quick.affine(x, matrix, bias)
+        sys.setprofile(None)
+        assert 0 < len(calls) <= MOST_CALLS
 
 
 def test_a_model_runs_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:

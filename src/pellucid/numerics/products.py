@@ -99,6 +99,8 @@ def is_batched(tensor: Tensor) -> bool:
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x [..., I], weight [I, O], bias [O] -> [..., O], by one `addmm`, as transformers' Conv1D does."""
+    if x.dim() == 2:
+        return torch.addmm(bias, x, weight)
     return torch.addmm(bias, x.reshape(-1, x.size(-1)), weight).view(*x.shape[:-1], -1)
 
 
@@ -185,17 +187,25 @@ class QuickProducts(Products):
 
     def affine(self, x: Tensor, stored: Tensor, bias: Tensor) -> Tensor:
         matrix = _matrix(stored)
-        read = self._read_by_onednn(x, stored, matrix.t(), bias)
-        return affine(x, matrix, bias) if read is None else _by_onednn(x, matrix.t(), bias, read)
+        if _onednn_can(x, matrix):
+            weight = matrix.t()
+            if (read := self._read_by_onednn(x, stored, weight, bias)) is not None:
+                return _by_onednn(x, weight, bias, read)
+        return affine(x, matrix, bias)
 
     def linear(self, x: Tensor, stored: Tensor, bias: Tensor | None = None, *, rows: Rows = as_it_is) -> Tensor:
         weight = rows(stored)
-        read = self._read_by_onednn(x, stored, weight, bias)
-        return F.linear(x, weight, bias) if read is None else _by_onednn(x, weight, bias, read)
+        if _onednn_can(x, weight) and (read := self._read_by_onednn(x, stored, weight, bias)) is not None:
+            return _by_onednn(x, weight, bias, read)
+        return F.linear(x, weight, bias)
 
     def _read_by_onednn(self, x: Tensor, stored: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """What oneDNN is to read as the weight [O, I], a view of what is stored; None if torch multiplies."""
-        return weight if _onednn_can(x, weight) and library_for(x, weight, bias) == "onednn" else None
+        """What oneDNN, which can take the product, is to read as the weight [O, I], a view of what is stored.
+
+        None if torch takes it in less time.
+        """
+        return weight if library_for(x, weight, bias) == "onednn" else None
+
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, read: Tensor) -> Tensor:
@@ -253,7 +263,7 @@ class PackedProducts(KeepingProducts):
         return sum(packed_bytes(_matrix(m)) for m in matrices if m.dtype == torch.float32 and m.device.type == "cpu")
 
     def _read_by_onednn(self, x: Tensor, stored: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        if not (_onednn_can(x, weight) and can_keep(stored)):
+        if not can_keep(stored):
             return super()._read_by_onednn(x, stored, weight, bias)
         way = library_for(x, weight, bias, may_pack=True)
         if way == PACKED:
@@ -316,15 +326,22 @@ def products_of(execution: Execution) -> Products:
 
 def cpu_multiplies_bfloat16() -> bool:
     """Whether torch has matrix products in bfloat16 for this processor that are meant to be used."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _onednn_can(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN can take the product, which torch cannot transform."""
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def _onednn_can(x: Tensor, matrix: Tensor) -> bool:
+    """Whether oneDNN can take a product, which torch cannot transform; the matrix may lie either way round.
+
+    Every product of fast numerics asks, so what takes longest is asked last, and `device.type` not at all.
+    """
     return (
-        x.device.type == weight.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        x.is_cpu
+        and matrix.is_cpu
+        and x.dtype == matrix.dtype == torch.float32
+        and _HAS_ONEDNN
         and not (is_transformed() or torch.is_autocast_enabled("cpu"))
-        and torch.backends.mkldnn.is_available()
-        and (weight.is_contiguous() or weight.t().is_contiguous())
+        and (matrix.is_contiguous() or matrix.t().is_contiguous())
     )

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.atomic import write_text
-from pellucid.errors import NumericsError
+from pellucid.errors import NumericsError, shown
 
 VARIABLE = "PELLUCID_PRODUCTS"
 LIBRARIES = ("torch", "onednn")
@@ -79,7 +79,7 @@ class Choice(NamedTuple):
 
 
 _inside: ContextVar[str] = ContextVar("the library inside `one_library`", default="")
-_chosen: dict[Product, Choice] = {}
+_chosen: dict[Any, Choice] = {}
 _measuring = threading.Lock()
 _read: set[str] = set()
 """Files whose choices were taken over."""
@@ -117,8 +117,16 @@ def one_library(name: str) -> Generator[None]:
         _inside.reset(before)
 
 
+# `os.environ.get` takes two microseconds to say that a name is not there, by an exception inside; every product asks
+_ENVIRONMENT: dict[Any, Any] = vars(os.environ)["_data"]
+_NAME = os.environ.encodekey(VARIABLE)
+
+
 def _wish() -> str:
-    return _inside.get() or os.environ.get(VARIABLE, "")
+    """The library or the file that this process is told to use; "" for neither."""
+    inside = _inside.get()
+    said = None if inside else _ENVIRONMENT.get(_NAME)
+    return os.environ.decodevalue(said) if said else inside
 
 
 def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -132,7 +140,8 @@ def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The same by oneDNN, which also takes a packed weight; torch has no derivative of it."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    # the overload itself: the name alone is looked up among overloads at every call
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -151,26 +160,30 @@ def library_for(x: Tensor, weight: Tensor, bias: Tensor | None, *, may_pack: boo
     wish = _wish()
     if wish in WAYS:
         return wish if may_pack or wish != PACKED else "onednn"
-    outputs, inputs = weight.shape
-    rows = x.numel() // inputs if inputs else 0
-    if rows * inputs * outputs < SMALL:
+    if x.numel() * weight.size(0) < SMALL:
         return "torch"
-    shape = shape_of(x, weight, bias, may_pack=may_pack)
-    choice = _chosen.get(shape) if not wish or wish in _read else None
-    return (choice or _choose(shape, x, weight, bias, wish)).library
+    key = _key(x, weight, bias, may_pack)
+    choice = _chosen.get(key) if not wish or wish in _read else None
+    return (choice or _choose(Product(*key), x, weight, bias, wish)).library
 
 
 def shape_of(x: Tensor, weight: Tensor, bias: Tensor | None, *, may_pack: bool = False) -> Product:
     """The class of a product of x [..., I] and weight [O, I]."""
+    return Product(*_key(x, weight, bias, may_pack))
+
+
+def _key(x: Tensor, weight: Tensor, bias: Tensor | None, may_pack: bool) -> tuple[int, int, int, bool, bool, int, bool]:
+    """The fields of a `Product`, which equal it; to make one takes as long as all else of a choice that is known."""
     outputs, inputs = weight.shape
     rows = 1 << (x.numel() // inputs - 1).bit_length()
     by_outputs, threads = weight.is_contiguous(), torch.get_num_threads()
-    return Product(min(MOST_ROWS, rows), inputs, outputs, by_outputs, bias is not None, threads, may_pack)
+    return min(MOST_ROWS, rows), inputs, outputs, by_outputs, bias is not None, threads, may_pack
 
 
 def _choose(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None, file: str) -> Choice:
     with _measuring:
         if file and file not in _read:
+            _require_a_path(file)
             _chosen.update(_kept(Path(file)))
             _read.add(file)
         if shape not in _chosen:
@@ -224,6 +237,17 @@ def machine() -> dict[str, str]:
     return {"processor": processor, "vectors": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
 
 
+def _require_a_path(file: str) -> None:
+    """Refuse a misspelt library, which would be the name of a file to write."""
+    path = Path(file)
+    if path.name == file and not path.suffix and not path.exists():
+        raise NumericsError(
+            f"{VARIABLE}: {shown(file)}, expected {', '.join(WAYS)} or the path of a JSON file.",
+            code="measured-products",
+            remedy=f"Set {VARIABLE} to torch or another of these; a file beside you is {os.curdir}{os.sep}{path.name}.",
+        )
+
+
 def _kept(path: Path) -> dict[Product, Choice]:
     """What a file says of this machine; nothing if it is not there, or of another machine."""
     if not path.exists():
@@ -232,23 +256,25 @@ def _kept(path: Path) -> dict[Product, Choice]:
         stored: Any = json.loads(path.read_text(encoding="utf-8"))
         if stored["machine"] != machine():
             return {}
-        found = {Product(**row["shape"]): Choice(row["library"], dict(row["rates"])) for row in stored["products"]}
-    except (OSError, ValueError, TypeError, KeyError) as problem:
-        raise _unusable(path, f"cannot be read as what was measured here: {problem}") from problem
-    if unknown := {choice.library for choice in found.values()} - {*WAYS}:
-        names = ", ".join(sorted(map(repr, unknown)))
-        raise _unusable(path, f"names the libraries {names}, expected {', '.join(WAYS)}")
+        found = dict(map(_row, stored["products"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+        raise NumericsError(
+            f"{VARIABLE}: {path}: cannot be read as what was measured here: {problem}.",
+            code="measured-products",
+            remedy=f"Remove the file, and it is written again, or set {VARIABLE} to torch.",
+        ) from problem
     return found
+
+
+def _row(stored: Any) -> tuple[Product, Choice]:
+    shape, library = Product(**stored["shape"]), stored["library"]
+    if not all(isinstance(field, int) for field in shape):
+        raise ValueError(f"{shown(shape)} is no shape")
+    if library not in WAYS:
+        raise ValueError(f"{shown(library)} is no library, expected one of {', '.join(WAYS)}")
+    return shape, Choice(library, {name: float(rate) for name, rate in stored["rates"].items()})
 
 
 def _keep(path: Path) -> None:
     products = [{"shape": shape._asdict(), **choice._asdict()} for shape, choice in sorted(_chosen.items())]
     write_text(path, json.dumps({"machine": machine(), "products": products}, indent=1) + "\n")
-
-
-def _unusable(path: Path, why: str) -> NumericsError:
-    return NumericsError(
-        f"{VARIABLE}: {path}: {why}.",
-        code="measured-products",
-        remedy=f"Remove the file, and it is written again, or set {VARIABLE} to torch.",
-    )
