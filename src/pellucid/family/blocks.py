@@ -173,6 +173,10 @@ class Block(Part):
         """Keep what else the configuration says."""
 
 
+def _nothing(network: Network, run: Run, residual: Tensor) -> Mapping[str, Any]:  # a lambda could not be pickled
+    return {}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The modules of a family's network, and the way through them."""
@@ -184,7 +188,7 @@ class Architecture:
     # what enters the first block [B, P, D], through the checkpoints before it
     enter: Callable[[Network, Run, Tap | None], Tensor]
     # what every block of a run is given beside the stream, from that stream
-    beside: Callable[[Network, Run, Tensor], Mapping[str, Any]] = field(default=lambda network, run, residual: {})
+    beside: Callable[[Network, Run, Tensor], Mapping[str, Any]] = _nothing
     # words of other libraries for what a network holds, as in `pellucid.names.attributes`
     words: Mapping[str, str] = field(default_factory=lambda: attributes.MODEL)
 
@@ -192,6 +196,7 @@ class Architecture:
         """Give a network the family's modules around its stored parameters, fresh ones if None."""
         weights = given(config, "", weights)
         require_weights(config.schema, "", weights)
+        network.architecture = self
         products, execution = network.products, network.execution
         network.words(self.words)
         network.embed = Embedding(config, under("embed", weights))
@@ -239,6 +244,3 @@ class Whole(Network):
         if positions is None:
             positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
         return self.transform(Run(ids, positions))
-
-    def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
-        return self.architecture.transform(self, run, tap)

@@ -161,7 +161,6 @@ class Family:
     # the program is given unrounded; None if the family has no constants that are kept in float32
     adopt: Callable[[Network, Sequence[Tensor]], Mapping[int, Tensor]] | None = None
     recognition: Recognition | None = None  # how its models are recognised; None if they have to say what they are
-    dropouts: tuple[str, ...] = ()  # the fields of its configurations that are rates of dropout
     # the mistakes that a comparison tries, for a configuration, the parameters by name (live views among them) and what
     # was seen, the likely ones first; None if the family has no plain model for them
     suspects: Callable[[Any, Mapping[str, Tensor], Seen], Iterator[Suspect]] | None = None

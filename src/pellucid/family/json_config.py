@@ -53,6 +53,7 @@ class Fields:
     # fields that transformers reads, or once read, and that never change what its class computes
     neutral: frozenset[str]
     variants: tuple[Variant, ...]  # what other fields make another model
+    dropouts: tuple[str, ...] = ()  # the fields that are rates of dropout
     # the fields of published models' configurations by their names
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

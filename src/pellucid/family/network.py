@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from pellucid.numerics.products import EXACT, Execution, Products, products_of
 from pellucid.family.part import MISREAD, LiveView, Part, Weights, require_vectors
 from pellucid.schema import Schema
 from pellucid.tap import Tap
+
+if TYPE_CHECKING:
+    from pellucid.family.blocks import Architecture
 
 Columns = Callable[[Tensor], Tensor]
 """[B, P, D] -> some of its columns, [B, C, D]."""
@@ -155,6 +158,7 @@ class Network(Part):
 
     config: Any
     """A `Config`, and whatever else its family's has."""
+    architecture: Architecture  # its family's modules, and the way through them
     embed: Embedding  # token embeddings
     blocks: nn.ModuleList  # the blocks
     unembed: Unembedding  # the head
@@ -179,7 +183,7 @@ class Network(Part):
 
     def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
         """Tokens -> logits [B, P, V], those of some columns alone, or what would enter the block where the run ends."""
-        raise NotImplementedError
+        return self.architecture.transform(self, run, tap)
 
     @property
     def schema(self) -> Schema:

@@ -84,6 +84,7 @@ FIELDS = Fields(
     synonyms=SYNONYMS,
     neutral=NEUTRAL,
     variants=VARIANTS,
+    dropouts=("embd_pdrop", "attn_pdrop", "resid_pdrop"),
     published={name: _published(name) for name in PUBLISHED_SIZES} | {"gpt2": _published("gpt2-small")},
 )  # fmt: skip
 

@@ -143,6 +143,5 @@ GPT2 = Family(
     recognition=Recognition(
         later("pellucid.gpt2.recognition", "configs"), later("pellucid.gpt2.recognition", "readings")
     ),
-    dropouts=("embd_pdrop", "attn_pdrop", "resid_pdrop"),
     suspects=later("pellucid.gpt2.suspects", "suspects"),
 )

@@ -51,6 +51,7 @@ FIELDS = Fields(
     synonyms={},
     neutral=NEUTRAL,
     variants=VARIANTS,
+    dropouts=("attention_dropout",),
 )
 
 SAID = {name: name for name in ("rope_theta", "partial_rotary_factor")}

@@ -121,6 +121,5 @@ LLAMA = Family(
     differing=layouts.differing,
     adopt=rotary.adopt,
     recognition=Recognition(layouts.configs),
-    dropouts=("attention_dropout",),
     mistakes=later("pellucid.llama.mistakes", "mistakes"),
 )

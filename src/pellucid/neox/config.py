@@ -41,6 +41,7 @@ FIELDS = Fields(
         Variant("GPT-NeoX says use_parallel_residual, and reads no other such field",
                 config.PARALLEL.names, config.PARALLEL.pattern),
     ),
+    dropouts=("attention_dropout", "hidden_dropout"),
 )  # fmt: skip
 
 SAID = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}

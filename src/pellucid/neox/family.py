@@ -115,6 +115,5 @@ NEOX = Family(
     differing=layouts.differing,
     adopt=rotary.adopt,
     recognition=Recognition(layouts.configs),
-    dropouts=("attention_dropout", "hidden_dropout"),
     mistakes=later("pellucid.neox.mistakes", "mistakes"),
 )

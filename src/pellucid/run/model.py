@@ -74,9 +74,8 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
         provenance: dict[str, str] | None = None,
         generation: GenerationSettings | None = None,
     ) -> None:
-        execution = Execution(attention, numerics)
         family = family_of(config)
-        super().__init__(cast(Config, config), execution)
+        super().__init__(cast(Config, config), Execution(attention, numerics))
         family.architecture.build(self, config, weights)
         self.tokenizer = tokenizer
         self.provenance = dict(provenance or {})
@@ -118,10 +117,6 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
         """
         load.save_pretrained(self, path_of(folder))
 
-    def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
-        """Tokens -> logits [B, P, V], or those of some columns alone."""
-        return family_of(self.config).architecture.transform(self, run, tap)
-
     @named_arguments()
     def tokenize(self, inputs: Inputs, *, mask: Any = None, padding_side: str = "left") -> Batch:
         """Make a batch of a string, strings, a tensor of ids or ragged lists of ids.
@@ -134,6 +129,8 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
         Raises:
             InputError: See `pellucid.text.batching.Batcher`.
         """
+        if isinstance(inputs, Batch) and inputs.checked is self.config and mask is None:
+            return inputs.to(self.device)  # it was checked when it was made
         other = self.provenance.get("tokenizer", "")
         batcher = Batcher(self.config, self.tokenizer, self.device, self._generation, other)
         return batcher(inputs, mask, padding_side)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from pellucid.names import aliases
 from pellucid.names.aliases import Names, selected, several
 from pellucid.errors import EditError, InputError, ShapeError, UnknownNameError, shown, warn
-from pellucid.family.families import family_of
 from pellucid.family.network import Network
 from pellucid.family.part import Part, submodules
 from pellucid.run.changes import Site
@@ -156,7 +155,7 @@ def warn_of_dropout(model: Network, verb: str, modules: Iterable[nn.Module] | No
     Training is not warned of: it calls the model, or a verb whose values gradients flow back from. `modules` are
     the model's, if the caller has them.
     """
-    rates = {name: getattr(model.config, name) for name in family_of(model.config).dropouts}
+    rates = {name: getattr(model.config, name) for name in model.config.about.dropouts}
     if not any(rates.values()):
         return
     if any(module.training for module in modules or submodules(model) if isinstance(module, Part)):
@@ -212,9 +211,9 @@ def unchecked_beginning(start_at: Start) -> tuple[int, Tensor]:
 
 def captured(names: Names, schema: Schema, first: str | None, last: str | None) -> frozenset[str]:
     """The checkpoints that a run captures."""
-    wanted = None if names is None else several(names)
     if first is None and last is None:
-        return frozenset(selected(wanted, schema))
+        return frozenset(schema.names if names is None else selected(names, schema))
+    wanted = None if names is None else several(names)
     begin = 0 if first is None else schema.names.index(first)
     end = len(schema) if last is None else schema.names.index(last) + 1
     reachable = frozenset(schema.names[begin:end])
