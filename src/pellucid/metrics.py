@@ -10,7 +10,7 @@ measured in, for figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -285,7 +285,7 @@ def token_ids(tokens: Token | Sequence[Token], batch: Batch, what: str = "metric
             code="metric-tokens",
             remedy="Give a list; the difference of a pair is pl.metrics.logit_difference(right, wrong).",
         )
-    several = not isinstance(tokens, (int, str)) and as_whole(tokens) is None
+    several = isinstance(tokens, Iterable) and not isinstance(tokens, str) and getattr(tokens, "ndim", 1) > 0
     given: list[Any] = list(cast(Any, tokens)) if several else [tokens]
     if several and len(given) != len(batch):
         raise InputError(

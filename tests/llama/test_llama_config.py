@@ -122,6 +122,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a base of text": ({"rope_theta": "large"}, "config-wrong-type", "rope_theta"),
     "a factor of nothing": ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "config-out-of-range", "factor"),
     "a list": ({"rope_parameters": [1]}, "config-wrong-type", "rope_parameters"),
+    "several kinds": ({"rope_parameters": {"rope_type": ["linear"]}}, "config-not-implemented", "rope_type"),
+    "a base that is null": ({"rope_parameters": {"rope_theta": None}}, "config-missing-field", "rope_theta"),
+    "a factor that is null": (
+        {"rope_parameters": {"rope_type": "linear", "factor": None}}, "config-missing-field", "without factor",
+    ),
+    "a context that is null": ({"max_position_embeddings": None}, "config-wrong-type", "max_position_embeddings"),
     "a part of each head": (
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
         "config-not-implemented", "partial_rotary_factor",
@@ -145,6 +151,17 @@ def test_refused_by_name(case: str) -> None:
     with pytest.raises(pl.ConfigError, match=said) as caught:
         LlamaConfig.from_dict({**SIZES, **fields})
     assert caught.value.code == code
+
+
+def test_rotary_parameters_are_a_mapping_wherever_they_are_given() -> None:
+    for given in (
+        lambda: LlamaConfig(**SIZES, rope_parameters=3),  # type: ignore[arg-type]
+        lambda: LlamaConfig.from_dict(SIZES).override(rope_theta=5.0, rope_parameters=3),
+        lambda: pl.GPTNeoXConfig.from_dict(SIZES).replace(rope_parameters=None),
+    ):
+        with pytest.raises(pl.ConfigError, match="rope_parameters") as caught:
+            given()
+        assert caught.value.code == "config-wrong-type"
 
 
 def test_what_is_not_read_is_kept_and_listed() -> None:

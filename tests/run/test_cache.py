@@ -173,6 +173,11 @@ def test_a_cache_of_another_model_is_refused(tiny: pl.CkptedTransformer):
         tiny(support.ROW, cache=pl.KeyValueCache(tiny.config, device="meta"))
 
 
+def test_a_dtype_s_name_is_no_dtype(tiny: pl.CkptedTransformer) -> None:
+    with pytest.raises(pl.InputError, match=r"'float32', expected a torch\.dtype"):
+        pl.KeyValueCache(tiny.config, dtype="float32")  # type: ignore[arg-type]
+
+
 def test_an_estimate_holds_while_beams_change_places() -> None:
     cache = pl.KeyValueCache(support.glass().config, 8)
     cache.content.normal_()

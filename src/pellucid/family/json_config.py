@@ -41,7 +41,8 @@ class Fields:
     model_type: str  # what `config.json` calls the family
     family: str  # what messages call it, such as "GPT-2"
     sizes: Mapping[str, int]  # whole numbers that a file has to give -> the least
-    optional_sizes: Mapping[str, str]  # whole numbers that may be null -> what a message says of null
+    # whole numbers that a file may leave out -> what a message says of null, which "" refuses
+    optional_sizes: Mapping[str, str]
     numbers: Mapping[str, float]  # fields that hold a number from 0 on -> the largest
     flags: tuple[str, ...]  # fields that hold a truth value
     whole: tuple[str, ...]  # sizes by which a configuration that somebody gives is seen to be a whole one
@@ -83,7 +84,7 @@ class Config:
         for name, least in about.sizes.items():
             self._set(name, read_size(name, getattr(self, name), least))
         for name, null in about.optional_sizes.items():
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None or not null:
                 self._set(name, read_size(name, getattr(self, name), 1, null))
         activation: Any = self.activation
         if not isinstance(activation, str) or activation not in nonlinear.EXACT:

@@ -115,13 +115,17 @@ def gathered(given: dict[str, Any], said: Mapping[str, str], **defaults: Any) ->
     """
     beside = {name: given.pop(name) for name in (_SCALING, _CONTEXT, *said) if name in given}
     parameters: Any = beside.get(_SCALING) or given.get("rope_parameters") or {}
-    if not isinstance(parameters, Mapping):
-        raise wrong_type("rope_parameters", parameters, "a mapping")
     parts = {part: beside[name] for name, part in said.items() if beside.get(name) is not None}
-    given["rope_parameters"] = {**defaults, **parts, **parameters}
+    given["rope_parameters"] = {**defaults, **parts, **_mapping(parameters)}
     if _CONTEXT in beside:
         given["rope_parameters"][_CONTEXT] = beside[_CONTEXT]
     return given
+
+
+def _mapping(parameters: object) -> Mapping[str, Any]:
+    if not isinstance(parameters, Mapping):
+        raise wrong_type("rope_parameters", parameters, "a mapping")
+    return parameters
 
 
 def stated(given: Mapping[str, Any], own: Mapping[str, Any], said: Mapping[str, str]) -> Mapping[str, Any]:
@@ -137,29 +141,33 @@ def stated(given: Mapping[str, Any], own: Mapping[str, Any], said: Mapping[str, 
         kept = {part: kept[part] for part in said.values() if part in kept}
     rest = {name: value for name, value in given.items() if name not in words}
     changed = gathered(words, said)["rope_parameters"]
-    return {**rest, "rope_parameters": {**kept, **changed, **rest.get("rope_parameters", {})}}
+    return {**rest, "rope_parameters": {**kept, **changed, **_mapping(rest.get("rope_parameters", {}))}}
 
 
-def checked(parameters: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
-    """`rope_parameters` with transformers' defaults."""
-    given = dict(parameters)
+def checked(parameters: object, n_ctx: int, **defaults: Any) -> dict[str, Any]:
+    """`rope_parameters` with transformers' defaults, and with other defaults of a family's."""
+    given = {**defaults, **_mapping(parameters)}
     older = given.pop("type", "default")
     kind = given.setdefault("rope_type", older)
-    if kind not in RULES:
+    if not isinstance(kind, str) or kind not in RULES:
         raise ConfigError(
             f"config: rope_type={shown(kind)} is not implemented.",
             code="config-not-implemented",
             remedy=f"{nearest(str(kind), RULES)} Use a model with one of {', '.join(RULES)}.".strip(),
         )
     given.setdefault("rope_theta", 10000.0)
+    needed = ("rope_theta", *NEEDED[kind])
     if kind in ("llama3", "yarn"):
         given.setdefault(_CONTEXT, n_ctx)
-    missing = [name for name in NEEDED[kind] if name not in given]
+        needed = (*needed, _CONTEXT)
+    missing = [name for name in needed if given.get(name) is None]
+    if kind == "yarn" and "factor" in given:  # null stands for the quotient of both contexts
+        missing = [name for name in missing if name != "factor"]
     if missing:
         raise ConfigError(
             f"config: rope_parameters={shown(given)}, without {', '.join(missing)}.",
             code="config-missing-field",
-            remedy=f"Add the fields that rope_type {kind!r} needs: {', '.join(NEEDED[kind])}.",
+            remedy=f"Add the fields that rope_type {kind!r} needs: {', '.join(needed)}.",
         )
     for name in _NUMBERS:
         if given.get(name) is not None:

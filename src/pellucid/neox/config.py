@@ -90,7 +90,7 @@ class GPTNeoXConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_multiple("hidden_size", "num_attention_heads", self.num_attention_heads)
-        parameters = checked({"partial_rotary_factor": 0.25, **self.rope_parameters}, self.max_position_embeddings)
+        parameters = checked(self.rope_parameters, self.max_position_embeddings, partial_rotary_factor=0.25)
         self._set("rope_parameters", MappingProxyType(parameters))
         _ = self.rule
 

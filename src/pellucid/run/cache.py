@@ -66,9 +66,9 @@ class KeyValueCache:
         device: torch.device | str = "cpu",
     ) -> None:
         sizes = require_schema(config).sizes
-        if not dtype.is_floating_point:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(
-                f"KeyValueCache: {dtype}, expected floating point.",
+                f"KeyValueCache: {shown(dtype)}, expected a torch.dtype of floating point.",
                 code="cache-misfit",
                 remedy="Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device).",
             )
