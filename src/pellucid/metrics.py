@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from pellucid.check import as_whole, require_whole, takes
-from pellucid.names.arguments import name_arguments
+from pellucid.names.calls import name_arguments
 from pellucid.errors import InputError, NumericsError, ShapeError, shown
 from pellucid.text.batch import Batch
-from pellucid.names.verbs_of_others import METRICS, said_of
+from pellucid.names.calls import METRICS, said_of
 
 Metric = Callable[[Tensor, Batch], Tensor]
 """Logits [B, P, V] and the batch that gave them -> one number for each text [B]."""

@@ -113,7 +113,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], Any], Callable[[Path], None]]] = {
     ),
     "the last of two keys": (lambda patch: patch.setattr(manifests, "each_once", dict), keys_stand_once),
     "any argument": (
-        lambda patch: patch.setattr("pellucid.names.arguments.refuse_unknown", nothing),
+        lambda patch: patch.setattr("pellucid.names.calls.refuse_unknown", nothing),
         arguments_are_known,
     ),
     "functions of others": (

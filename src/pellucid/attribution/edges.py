@@ -19,7 +19,7 @@ from pellucid.attribution.gradient import agreement, differentiable, embeddings_
 from pellucid.schema import RESIDUAL
 from pellucid.check import require_whole
 from pellucid.circuits.ablations import KINDS, Ablations, Choices
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.extras import need
 from pellucid.run.interrupts import told
 from pellucid.metrics import Metric, measured

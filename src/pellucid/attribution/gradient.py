@@ -18,7 +18,7 @@ from pellucid.names.aliases import Names
 from pellucid.attribution.rules import HELD, Relevance
 from pellucid.schema import NEURONS, POSITIONS, Axis
 from pellucid.check import require_one_of, require_whole
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, NumericsError
 from pellucid.run.interrupts import told
 from pellucid.metrics import Metric, measured

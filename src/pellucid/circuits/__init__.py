@@ -6,6 +6,6 @@ from pellucid.circuits.evaluation import CircuitReport as CircuitReport
 from pellucid.circuits.evaluation import evaluate as evaluate
 from pellucid.circuits.faithfulness import across as across
 from pellucid.circuits.faithfulness import curve as curve
-from pellucid.names.arguments import name_arguments
+from pellucid.names.calls import name_arguments
 
 name_arguments(globals())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pellucid.family.blocks import Norm
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, NumericsError
 from pellucid.heads.factored import FactoredMatrix
 from pellucid.heads.matrices import require_finite

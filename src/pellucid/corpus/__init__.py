@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 
 if TYPE_CHECKING:
     from pellucid.corpus.activity import densities as densities

@@ -4,7 +4,7 @@ A mistake is named only if making it in the reference reproduces the answer to r
 wrong answer; it returns a `CheckResult`, which prints itself.
 """
 
-from pellucid.names.arguments import name_arguments
+from pellucid.names.calls import name_arguments
 from pellucid.exercises.beam_search import check_beam_search
 from pellucid.exercises.course import GPTConfig, config_of, starter
 from pellucid.exercises.draws import check_sample_basic, check_top_k, check_top_p

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pellucid import atomic
 from pellucid.check import path_of
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.exercises.result import misuse
 from pellucid.exercises.watch import marked

@@ -27,7 +27,7 @@ from pellucid.family.config import (
     read_tokens,
     wrong_type,
 )
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.numerics import nonlinear
 from pellucid.schema import Schema

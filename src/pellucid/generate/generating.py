@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from torch import Tensor
 
 from pellucid.names.aliases import Names
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.fast.decoder import forget
 from pellucid.generate.beams import Beams

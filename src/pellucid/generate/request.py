@@ -10,7 +10,7 @@ import torch
 
 from pellucid.names.aliases import Names, selected, several
 from pellucid.check import as_number, as_whole, require_one_of, require_whole
-from pellucid.names.arguments import ARGUMENTS
+from pellucid.names.calls import ARGUMENTS
 from pellucid.errors import InputError, shown
 from pellucid.generate.beams import MOST, Beams
 from pellucid.generate.generation import Stop, Stopping

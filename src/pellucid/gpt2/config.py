@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pellucid.family import config
 from pellucid.family.config import Variant
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import warn
 from pellucid.gpt2.schema import schema_of
 from pellucid.family.json_config import Config, Fields

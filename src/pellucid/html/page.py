@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pellucid import atomic
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError
 
 TEMPLATES = Path(__file__).parent / "templates"

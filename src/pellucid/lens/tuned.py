@@ -14,7 +14,7 @@ from torch import Tensor
 from pellucid.weights import own_file
 from pellucid.check import as_number, path_of, require_whole
 from pellucid.corpus.sink import Progress
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.run.interrupts import told
 from pellucid.lens.readout import Readout, divergence, readout

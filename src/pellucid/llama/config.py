@@ -10,7 +10,7 @@ from typing import Any
 
 from pellucid.family import config
 from pellucid.family.config import Variant, read_number
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.family.json_config import Config, Fields
 from pellucid.llama.schema import schema_of

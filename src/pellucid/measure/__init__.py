@@ -6,7 +6,7 @@ first real token.
 """
 
 from pellucid.corpus.sink import Saving
-from pellucid.names.arguments import name_arguments
+from pellucid.names.calls import name_arguments
 from pellucid.measure.autoregression import HAC, LagSelection, autoregression, select_lags
 from pellucid.measure.distributions import distribution, moments, outliers
 from pellucid.measure.fit import AutoregressionFit

@@ -11,7 +11,7 @@ from typing import Any
 
 from pellucid.family import config
 from pellucid.family.config import Variant, read_size
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.family.json_config import Config, Fields
 from pellucid.neox.schema import schema_of

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pellucid import atomic
 from pellucid.check import as_number, as_whole, path_of
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import WeightsError, shown
 from pellucid.family.network import Network
 from pellucid.prove.tensors import TensorComparison, compare_tensors

@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from pellucid.names.arguments import COMPARING, named_arguments
+from pellucid.names.calls import COMPARING, named_arguments
 from pellucid.numerics.freed_memory import LITTLE, keep_freed
 from pellucid.numerics.products import ordinary_tensors
 from pellucid.prove.about import About

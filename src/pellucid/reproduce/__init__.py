@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 
 from pellucid.check import require_whole
-from pellucid.names.arguments import name_arguments
+from pellucid.names.calls import name_arguments
 from pellucid.errors import PellucidError, PellucidWarning
 from pellucid.run.interrupts import bar
 from pellucid.patching.reruns import BYTES

@@ -15,7 +15,7 @@ from pellucid.names import aliases
 from pellucid.names.attributes import CKPTS, unknown_attribute
 from pellucid.schema import Axis
 from pellucid.check import require_whole
-from pellucid.names.arguments import PLACES, named_arguments
+from pellucid.names.calls import PLACES, named_arguments
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
 from pellucid.html.listing import Listed, Listing

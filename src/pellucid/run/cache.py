@@ -17,7 +17,7 @@ from torch import Tensor
 from pellucid.weights import own_file
 from pellucid.check import as_whole
 from pellucid.family.config import require_schema
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.family.json_config import Config
 from pellucid.text.batch import Batch

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pellucid.names.aliases import Names, selected
 from pellucid.schema import Axis
 from pellucid.check import require_tree
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.fast.decoder import kernels_for
 from pellucid.generate.generation import stopping

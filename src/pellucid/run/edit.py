@@ -16,7 +16,7 @@ from torch import Tensor
 from pellucid.names.aliases import Names
 from pellucid.names.attributes import EDIT, unknown_attribute
 from pellucid.schema import Axis
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import EditError
 from pellucid.run import changes
 from pellucid.run.activations import ActivationCkpts

@@ -14,7 +14,7 @@ from pellucid.names import aliases
 from pellucid.names.aliases import Names
 from pellucid.names.attributes import MODEL
 from pellucid.check import path_of
-from pellucid.names.arguments import OPENING, SAVING, named_arguments
+from pellucid.names.calls import OPENING, SAVING, named_arguments
 from pellucid.errors import InputError
 from pellucid.family.families import family_of
 from pellucid.generate.generating import GeneratingTransformer

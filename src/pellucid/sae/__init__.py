@@ -4,7 +4,7 @@ An autoencoder writes a value as a sum of few features out of many, and an error
 al. 2023, arXiv:2309.08600; Bricken et al. 2023, "Towards monosemanticity"). Edits of features leave the error there.
 """
 
-from pellucid.names.arguments import name_arguments
+from pellucid.names.calls import name_arguments
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.sae.contributions import direct
 from pellucid.sae.knockouts import ablate, patch

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pellucid.schema import POSITIONS, Axis, coordinate
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, visible
 from pellucid.family.json_config import Config
 from pellucid.html.listing import Listed, Listing

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import WeightsError
 from pellucid.numerics.rounding import same_numbers
 from pellucid.ties import saving

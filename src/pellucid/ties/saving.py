@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pellucid import atomic
 from pellucid.check import path_of
-from pellucid.names.arguments import SAVING, named_arguments
+from pellucid.names.calls import SAVING, named_arguments
 from pellucid.errors import InputError, PellucidWarning, WeightsError
 from pellucid.numerics.rounding import same_numbers
 from pellucid.run.model import CkptedTransformer

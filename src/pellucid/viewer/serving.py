@@ -19,7 +19,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from pellucid.check import require_whole
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.run.model import CkptedTransformer

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pellucid import atomic, plot
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, MissingExtraError, shown, visible
 from pellucid.extras import need
 from pellucid.html.page import save_html

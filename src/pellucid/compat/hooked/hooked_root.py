@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pellucid.compat.hooked.hook_tap import Hook, HookPoint
 from pellucid.compat.hooked.hooked_names import Slice
-from pellucid.names.arguments import refuse_unknown
+from pellucid.names.calls import refuse_unknown
 from pellucid.errors import UnknownNameError, nearest
 
 Where = str | Callable[[str], bool]

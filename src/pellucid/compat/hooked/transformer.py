@@ -16,7 +16,7 @@ from pellucid.compat.hooked.hook_tap import HookPoint, points_of
 from pellucid.compat.hooked.hooked_generation import HookedGeneration, lm_cross_entropy_loss
 from pellucid.compat.hooked.settings import HookedTransformerConfig, as_ours, described, fresh, opened, refuse
 from pellucid.compat.hooked.stacked_weights import tree
-from pellucid.names.arguments import named_arguments
+from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, shown, warn
 from pellucid.compat.folding import fold
 from pellucid.run.model import CkptedTransformer

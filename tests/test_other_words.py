@@ -18,7 +18,7 @@ import torch
 import pellucid as pl
 import pellucid.gpt2
 import support
-from pellucid.names import arguments, attributes, verbs_of_others
+from pellucid.names import attributes, calls
 from pellucid.names.attributes import CKPTS, MODEL, TOKENIZER
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming_from_hookedtransformer.md"
@@ -136,7 +136,7 @@ def test_a_module_says_what_to_call_for_a_verb_of_others() -> None:
     named = {"pl": pl, "model": model, "clean": clean, "corrupted": corrupted, **given}
     named["ckpts"] = model.run_with_ckpts(clean)[1]
     for room in ("patching", "metrics", "attribution", "lens", "heads"):
-        for name in getattr(verbs_of_others, room.upper()):
+        for name in getattr(calls, room.upper()):
             with pytest.raises(pl.UnknownAttributeError, match=name) as caught:
                 getattr(getattr(pl, room), name)
             assert eval(caught.value.remedy.removeprefix("Use ").removesuffix("."), named) is not None
@@ -176,7 +176,7 @@ VERBS = [pl.load, pl.CkptedTransformer.from_pretrained]
 
 @pytest.mark.parametrize(
     ("verb", "name"),
-    support.few_of(itertools.product(VERBS, arguments.OPENING), VERBS[0], (VERBS[1], next(iter(arguments.OPENING)))),
+    support.few_of(itertools.product(VERBS, calls.OPENING), VERBS[0], (VERBS[1], next(iter(calls.OPENING)))),
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_arguments_by_which_others_open_a_model(verb: Any, name: str) -> None:
@@ -192,7 +192,7 @@ def test_arguments_by_which_others_open_a_model(verb: Any, name: str) -> None:
 
 def test_a_copy_of_a_live_model_takes_what_it_does() -> None:
     hf = support.reference()
-    for name in arguments.CONVERTING:
+    for name in calls.CONVERTING:
         with pytest.raises(pl.UnknownArgumentError) as caught:
             pl.from_hf(hf, **{name: True})
         assert caught.value.remedy.startswith("Leave it out")
