@@ -37,6 +37,18 @@ Change = Callable[[Tensor, Site], Tensor]
 """What becomes of the chosen part of a value; the result must broadcast to the part's shape."""
 
 
+def misfit(
+    where: str, what: str, remedy: str = "Give a value of the shape of the part that is edited, every axis kept."
+) -> EditError:
+    """The error for a value that does not fit the part that it is put into."""
+    return EditError(f"{where}: {what}.", code="edit-misfit", remedy=remedy)
+
+
+def expected(given: str, part: Tensor, site: Site) -> str:
+    """What a misfit says of shapes."""
+    return f"{given} given, expected {list(part.shape)} ({', '.join(site.axes)}) or what broadcasts to it"
+
+
 def zero(part: Tensor, site: Site) -> Tensor:
     return torch.zeros_like(part)
 
@@ -61,14 +73,11 @@ def averaged(reference: ActivationCkpts | None, within: Region, part: Tensor, si
             remedy="Ablate ckpt_z instead, or replace the pattern by one of your own.",
         )
     if reference is not None and reference.part.heads is not None:
-        raise EditError(
-            f"mean_ablate at {site.name}: the reference holds some heads only.",
-            code="edit-misfit",
-            remedy="Capture all heads in the reference; limit the edit by heads= instead.",
-        )
+        remedy = "Capture all heads in the reference; limit the edit by heads= instead."
+        raise misfit(f"mean_ablate at {site.name}", "the reference holds some heads only", remedy)
     source = site.whole if reference is None else reference[site.name]
     source = take(source, replace(within, pos=None, rows=None).indices(site.name, source.shape, site.axes, strict=True))
-    mask = site.batch.mask if reference is None else _kept(reference)
+    mask = site.batch.mask if reference is None else _columns(reference.batch.mask, reference.part.pos)
     return _mean(source, mask).to(part)
 
 
@@ -105,12 +114,7 @@ def fitting(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
         return torch.as_tensor(value, dtype=part.dtype, device=part.device).expand(part.shape)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise EditError(
-            f"edit at {site.name}: {given} given, expected {list(part.shape)} ({', '.join(site.axes)}) "
-            "or what broadcasts to it.",
-            code="edit-misfit",
-            remedy="Give a value of the shape of the part that is edited, every axis kept.",
-        ) from error
+        raise misfit(f"edit at {site.name}", expected(given, part, site)) from error
 
 
 def _require_source(source: ActivationCkpts, value: Tensor, site: Site, region: Region) -> None:
@@ -148,11 +152,10 @@ def _of_the_source(here: Region, value: Tensor, site: Site, region: Region) -> R
         return here
     chosen = len(Region(rows=region.rows).indices(site.name, site.whole.shape, site.axes, strict=True)[0])
     if value.size(0) not in (1, chosen):
-        raise EditError(
-            f"patch at {site.name}: the source holds {value.size(0)} texts for {chosen} chosen rows of "
-            f"{site.whole.size(0)}.",
-            code="edit-misfit",
-            remedy="Take the source from a run of the same batch, of a text for each chosen row, or of one text.",
+        raise misfit(
+            f"patch at {site.name}",
+            f"the source holds {value.size(0)} texts for {chosen} chosen rows of {site.whole.size(0)}",
+            "Take the source from a run of the same batch, of a text for each chosen row, or of one text.",
         )
     return replace(here, rows=None)
 
@@ -163,16 +166,11 @@ def _require_tokens(source: Batch, site: Site, rows: Index, region: Region) -> N
     wanted = _columns(site.batch.mask.to(site.whole.device), region.pos, region.rows)
     if len(given) in (1, len(wanted)) and bool((wanted & ~given).any()):
         text, column = (int(i) for i in (wanted & ~given).nonzero()[0])
-        raise EditError(
-            f"patch at {site.name}: text {text} has a token at the chosen column {column} where the source has a pad.",
-            code="edit-misfit",
-            remedy="Pad both runs alike, or choose positions where both have tokens.",
+        raise misfit(
+            f"patch at {site.name}",
+            f"text {text} has a token at the chosen column {column} where the source has a pad",
+            "Pad both runs alike, or choose positions where both have tokens.",
         )
-
-
-def _kept(reference: ActivationCkpts) -> Tensor:
-    """[B, P], true where a column that was kept holds a token."""
-    return _columns(reference.batch.mask, reference.part.pos)
 
 
 def _columns(mask: Tensor, pos: Index, rows: Index = None) -> Tensor:

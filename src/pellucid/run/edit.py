@@ -171,14 +171,12 @@ class Edit(metaclass=_Ways):
         changed = self.change(part, site)
         if not isinstance(changed, Tensor) or changed.dtype != part.dtype:
             given = changed.dtype if isinstance(changed, Tensor) else type(changed).__name__
-            raise self._misfit(site, f"{given} given, expected a tensor of {part.dtype}")
+            raise changes.misfit(f"{self!r} at {site.name}", f"{given} given, expected a tensor of {part.dtype}")
         try:
             fitted = changed.expand(part.shape)
         except RuntimeError as error:
-            shown = f"{list(part.shape)} ({', '.join(site.axes)})"
-            raise self._misfit(
-                site, f"shape {list(changed.shape)} given, expected {shown} or what broadcasts to it"
-            ) from error
+            given = changes.expected(f"shape {list(changed.shape)}", part, site)
+            raise changes.misfit(f"{self!r} at {site.name}", given) from error
         return put(value, indices, fitted)
 
     def _warn_of_pads(self, site: Site, columns: Tensor) -> None:
@@ -187,10 +185,3 @@ class Edit(metaclass=_Ways):
         mask = take(mask, Region(rows=self.region.rows).indices(site.name, mask.shape, axes, strict=True))
         columns = columns + (site.start or 0)  # of the prompts, if a text is run piece by piece
         warn_of_pads(repr(self), self.region.pos, columns[columns < mask.size(1)], mask)
-
-    def _misfit(self, site: Site, what: str) -> EditError:
-        return EditError(
-            f"{self!r} at {site.name}: {what}.",
-            code="edit-misfit",
-            remedy="Give a value of the shape of the part that is edited, every axis kept.",
-        )
