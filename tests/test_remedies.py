@@ -244,7 +244,12 @@ REMEDIES: dict[str, list[Case]] = {
     "tap-kind": [
         Case(
             lambda h: h.model(PADDED, PADDED != 9), "model(ids, mask=mask)", lambda h: h.model(PADDED, mask=PADDED != 9)
-        )
+        ),
+        Case(
+            lambda h: h.model(IDS, lambda name, value: value),
+            "pl.Edit.apply(name, function)",
+            lambda h: h.model.run(IDS, edits=pl.Edit.apply("blocks.0.resid_post", lambda value: value)),
+        ),
     ],
     "nothing-to-predict": [Case(lambda h: h.model.loss([[1]]), "two tokens", lambda h: h.model.loss([[1, 2]]))],
     # names

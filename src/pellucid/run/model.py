@@ -166,11 +166,13 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
             positions = torch.arange(inputs.size(-1), device=inputs.device).expand_as(inputs)
             start = None if start_at is None else unchecked_beginning(start_at)
             return self.transform(Run(inputs, positions, columns=last_column if last_only else None, start=start), tap)
-        if isinstance(tap, Tensor):
+        if tap is not None and not hasattr(tap, "wants"):
+            kind = "a tensor" if isinstance(tap, Tensor) else f"a {type(tap).__name__}"
             raise InputError(
-                "forward: a tensor was given as the tap, expected something with `wants`.",
+                f"forward: {kind} was given as the tap, expected something with `wants`.",
                 code="tap-kind",
-                remedy="Give a mask by its name: model(ids, mask=mask).",
+                remedy="Give a mask by its name: model(ids, mask=mask). A function that changes values is an edit: "
+                "model.run(ids, edits=pl.Edit.apply(name, function)).",
             )
         batch = self.tokenize(inputs, mask=mask)
         columns = batch.last_columns if last_only else None
