@@ -235,12 +235,16 @@ class Whole(Network):
     def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits of ids [B, P], at the positions [B, P] given, else from 0 on."""
         if not isinstance(ids, Tensor) or ids.dim() != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
-            given = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ShapeError(
-                f"transformer: {given} given, expected ids [B, P].",
-                code="module-input",
-                remedy="Pass a matrix of ids, torch.tensor([[1, 2, 3]]); a pl.CkptedTransformer takes texts, too.",
-            )
+            remedy = "Pass a matrix of ids, torch.tensor([[1, 2, 3]]); a pl.CkptedTransformer takes texts, too."
+            raise _misshapen(ids, "ids [B, P]", remedy)
         if positions is None:
             positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
+        elif not isinstance(positions, Tensor) or positions.shape != ids.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
+            remedy = "Pass a position for each id, torch.arange(ids.size(1)).expand_as(ids)."
+            raise _misshapen(positions, f"positions {list(ids.shape)}", remedy)
         return self.transform(Run(ids, positions))
+
+
+def _misshapen(given: object, expected: str, remedy: str) -> ShapeError:
+    what = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    return ShapeError(f"transformer: {what} given, expected {expected}.", code="module-input", remedy=remedy)
