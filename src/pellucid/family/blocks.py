@@ -226,8 +226,6 @@ class Architecture:
 class Whole(Network):
     """A family's network: ids [B, P] -> logits [B, P, V]; given weights are used as they are, None makes fresh ones."""
 
-    architecture: ClassVar[Architecture]
-
     def __init__(self, config: Config, weights: Weights | None = None, execution: Execution = EXACT) -> None:
         super().__init__(config, execution)
         self.architecture.build(self, config, weights)
