@@ -6,15 +6,16 @@ store, so that a packed or rounded copy can be kept beside it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from pellucid.check import require_one_of
 from pellucid.errors import ConfigError
@@ -134,20 +135,24 @@ class Copies:
     """One copy of each matrix."""
 
     def __init__(self) -> None:
-        self._of: Any = WeakIdKeyDictionary()  # parameter -> Copy
+        # The id of a parameter -> what takes the entry out when the parameter goes, and the copy. torch's own
+        # dictionary of weak keys takes as long to look into as all else of a product's choice.
+        self._of: dict[int, tuple[weakref.ref[Tensor], Copy]] = {}
 
     def of(self, stored: Tensor, matrix: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
         """The copy that `make` makes of a stored parameter, seen as the view `matrix` of it."""
-        kept = self._of.get(stored)
-        if kept is None or not kept.is_of(matrix):
-            with torch.inference_mode(False), torch.no_grad():  # a backward pass may read it later
-                source = matrix.detach()
-                kept = self._of[stored] = Copy(source, source._version, make(source))
+        held = self._of.get(id(stored))
+        if held is not None and held[1].is_of(matrix):
+            return held[1].made
+        with torch.inference_mode(False), torch.no_grad():  # a backward pass may read it later
+            source = matrix.detach()
+            kept = Copy(source, source._version, make(source))
+        self._of[id(stored)] = weakref.ref(stored, partial(self._of.pop, id(stored))), kept
         return kept.made
 
     def all(self) -> list[Copy]:
         """Those that are there."""
-        return list(self._of.values())
+        return [kept for _, kept in self._of.values()]
 
     def forget(self) -> None:
         """Drop them."""
