@@ -21,7 +21,7 @@ import support
 from pellucid.names import attributes, calls
 from pellucid.names.attributes import CKPTS, MODEL, TOKENIZER
 
-PAGE = Path(__file__).parents[1] / "docs" / "coming_from_hookedtransformer.md"
+PAGE = Path(__file__).parents[2] / "docs" / "coming_from_hookedtransformer.md"
 TABLES = {"model": MODEL, "ckpts": CKPTS, "tokenizer": TOKENIZER}
 ROWS = [(owner, name) for owner, table in TABLES.items() for name in table]
 
