@@ -12,6 +12,8 @@ from pellucid import patching as patching
 from pellucid import plot as plot
 from pellucid import reproduce as reproduce
 from pellucid import sae as sae
+from pellucid.compat.folding import Folded as Folded
+from pellucid.compat.folding import fold as fold
 from pellucid.errors import ConfigError as ConfigError
 from pellucid.errors import EditError as EditError
 from pellucid.errors import InputError as InputError
@@ -25,13 +27,11 @@ from pellucid.errors import UnknownArgumentError as UnknownArgumentError
 from pellucid.errors import UnknownAttributeError as UnknownAttributeError
 from pellucid.errors import UnknownNameError as UnknownNameError
 from pellucid.errors import WeightsError as WeightsError
-from pellucid.compat.folding import Folded as Folded
-from pellucid.compat.folding import fold as fold
 from pellucid.generate import stages as stages
 from pellucid.generate.generation import Generation as Generation
 from pellucid.generate.generation import Token as Token
-from pellucid.generate.sampler import Sampler as Sampler
 from pellucid.generate.generation_settings import GenerationSettings as GenerationSettings
+from pellucid.generate.sampler import Sampler as Sampler
 from pellucid.gpt2.config import TransformerConfig as TransformerConfig
 from pellucid.html.page import save_html as save_html
 from pellucid.llama.config import LlamaConfig as LlamaConfig

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from pellucid.check import as_whole, require_whole, takes
-from pellucid.names.calls import name_arguments
 from pellucid.errors import InputError, NumericsError, ShapeError, shown
+from pellucid.names.calls import METRICS, name_arguments, said_of
 from pellucid.text.batch import Batch
-from pellucid.names.calls import METRICS, said_of
 
 Metric = Callable[[Tensor, Batch], Tensor]
 """Logits [B, P, V] and the batch that gave them -> one number for each text [B]."""

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.check import require_tree
-from pellucid.names.calls import CONVERTING, OPENING, named_arguments
 from pellucid.errors import WeightsError, shown
 from pellucid.family.families import InTransformers, family_of
 from pellucid.family.part import has_native_hooks, is_finite, put_buffers, runs_as_written
+from pellucid.names.calls import CONVERTING, OPENING, named_arguments
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch
 from pellucid.text.tokenizer import Tokenizer

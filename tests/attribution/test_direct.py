@@ -17,8 +17,8 @@ from attribution_cases import BYS, TOKEN, furthest, run, total
 import pellucid as pl
 import support
 from following import Case, follow, params
-from pellucid.weights import own_file
 from pellucid.family.blocks import LayerNorm
+from pellucid.weights import own_file
 
 DIRECT = pl.attribution.direct
 WHOLE = 1e-10

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import pellucid as pl
-from pellucid.run import interrupts
 from pellucid.cli import VERBS
+from pellucid.run import interrupts
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
 

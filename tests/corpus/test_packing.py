@@ -17,8 +17,8 @@ import pellucid as pl
 import samples
 import support
 from noticed import must_be_noticed
-from pellucid.family.attend import Visible
 from pellucid.corpus import part_making, plan
+from pellucid.family.attend import Visible
 
 LENGTHS = (5, 2, 7, 3, 1, 12, 2, 9, 4, 6)
 

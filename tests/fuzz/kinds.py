@@ -182,8 +182,8 @@ def _tokenizer_config(folder: Path) -> None:
 
 def _shards(folder: Path) -> None:
     tensors = MODEL.state_dict()
-    from pellucid.weights.own_file import write_tensors
     from pellucid.weights.layouts import from_ours
+    from pellucid.weights.own_file import write_tensors
 
     tensors = {n: t.contiguous() for n, t in from_ours(tensors, MODEL.config, "hf").items()}
     names = sorted(tensors)

@@ -9,8 +9,8 @@ from torch import nn
 
 import pellucid as pl
 import support
-from pellucid.gpt2 import LayerNorm
 from pellucid.family.part import fresh_weights
+from pellucid.gpt2 import LayerNorm
 
 TREE = """\
 CkptedTransformer(

@@ -9,9 +9,9 @@ import torch
 
 import llamas
 import pellucid as pl
-from pellucid.llama import MLP, Attention, RMSNorm, Transformer, TransformerBlock
 from pellucid.family.network import Run
 from pellucid.family.part import under
+from pellucid.llama import MLP, Attention, RMSNorm, Transformer, TransformerBlock
 
 ROWS = llamas.ragged_ids(3, 9)
 

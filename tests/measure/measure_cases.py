@@ -13,8 +13,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid.schema import ATTENTION, PER_HEAD
-from pellucid.schema import select
+from pellucid.schema import ATTENTION, PER_HEAD, select
 
 SIZES = {"d_model": 6, "d_head": 3, "d_mlp": 10, "head": 2}
 LAYERS = 3

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import pellucid as pl
 import support
-from pellucid.schema import ATTENTION
 from pellucid.measure.labelled import text_hash
 from pellucid.run.origin import Known
+from pellucid.schema import ATTENTION
 
 TEXTS = cases.texts_of([3, 7, 5])
 BLOCK = support.schema(1).in_blocks

@@ -23,9 +23,9 @@ import xarray as xr
 import killed
 import pellucid as pl
 import support
-from pellucid.weights import own_file
 from pellucid.measure import Autoregression, Covariance, Moments, Quantiles, Saving, Streamed, stream
 from pellucid.run.origin import Known
+from pellucid.weights import own_file
 
 TEXTS = cases.texts_of([9, 4, 14, 1, 30, 2, 8, 8, 21, 5, 17])
 RTOL = 1e-9

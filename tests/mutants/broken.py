@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pellucid as pl
-from pellucid.family import network
 from pellucid import tap as ckpt
-from pellucid.schema import Axis
+from pellucid.family import network
 from pellucid.gpt2 import model as attention
 from pellucid.gpt2 import model as transformer
 from pellucid.numerics import nonlinear, products
 from pellucid.run import edit
 from pellucid.run.region import Region
 from pellucid.run.taps import Recorder
+from pellucid.schema import Axis
 from pellucid.tap import StopAfter
 from pellucid.text import batching as batches
 

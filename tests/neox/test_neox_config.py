@@ -15,8 +15,8 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbeddin
 
 import pellucid as pl
 import samples
-from pellucid.neox import MLP, GPTNeoXConfig, TransformerBlock
 from pellucid.family.rotary import Rotary
+from pellucid.neox import MLP, GPTNeoXConfig, TransformerBlock
 
 SIZES = samples.SAMPLES["gpt_neox"].sizes
 

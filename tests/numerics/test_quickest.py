@@ -138,7 +138,8 @@ DAMAGED = (
     "", "[]", "{}", '{"machine": 1', "\0", PRODUCTS % "{}",
     PRODUCTS % '{"shape": {"rows": 1}, "library": "torch", "rates": {}}',
     PRODUCTS % '{"shape": SHAPE, "library": "mkl", "rates": {}}',
-    PRODUCTS % '{"shape": SHAPE, "library": [], "rates": {}}', PRODUCTS % '{"shape": SHAPE, "library": "torch", "rates": []}',
+    PRODUCTS % '{"shape": SHAPE, "library": [], "rates": {}}',
+    PRODUCTS % '{"shape": SHAPE, "library": "torch", "rates": []}',
     PRODUCTS % '{"shape": {"rows": "1", "inputs": 1, "outputs": 1, "by_outputs": true, "biased": true, "threads": 1},'
     ' "library": "torch", "rates": {}}',
 )  # fmt: skip

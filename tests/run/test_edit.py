@@ -16,10 +16,10 @@ from torch import Tensor
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.family import attend
 from pellucid import tap as ckpt
-from pellucid.schema import Axis
+from pellucid.family import attend
 from pellucid.run import changes
+from pellucid.schema import Axis
 
 NAMES = support.schema(support.SIZES["n_layer"]).names
 AXES = support.schema(support.SIZES["n_layer"]).axes

@@ -13,8 +13,8 @@ from torch import nn
 
 import pellucid as pl
 import support
-from pellucid.gpt2 import Embedding
 from pellucid.family.part import LiveView
+from pellucid.gpt2 import Embedding
 
 IDS = support.some_ids(2, 9)
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pellucid as pl
-from pellucid.schema import ATTENTION, HIDDEN, PER_HEAD, RESIDUAL
 from pellucid.gpt2.schema import of_sizes
 from pellucid.llama.schema import of_sizes as of_llama
 from pellucid.run.region import Region, put, take, warn_of_pads
+from pellucid.schema import ATTENTION, HIDDEN, PER_HEAD, RESIDUAL
 
 SHAPES = {RESIDUAL: (2, 5, 6), PER_HEAD: (2, 5, 3, 4), ATTENTION: (2, 3, 5, 5), HIDDEN: (2, 5, 7)}
 AXES_OF = {"pos": {RESIDUAL: 1, PER_HEAD: 1, ATTENTION: 2, HIDDEN: 1}, "heads": {PER_HEAD: 2, ATTENTION: 1},

@@ -16,8 +16,8 @@ from transformers import GPT2LMHeadModel
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.weights import own_file
 from pellucid.prove import copies
+from pellucid.weights import own_file
 
 ONE = torch.tensor([[7]])
 LONGER = support.some_ids(2, 5)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.weights import own_file
 from pellucid.prove.alignment import Alignment
+from pellucid.weights import own_file
 
 MODEL = support.glass(n_embd=12, n_layer=2, n_head=3, vocab_size=61)
 IDS = [[3, 1, 2, 7], [5, 6]]

@@ -19,8 +19,7 @@ import pellucid as pl
 from killed import CHANGES, at_every_step, in_a_child
 from noticed import must_be_noticed
 from pellucid import atomic
-from pellucid.weights import own_file
-from pellucid.weights import saves
+from pellucid.weights import own_file, saves
 from test_atomic import files_of_at_most
 from weights.checkpoints import small_hf, stored_bytes
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from pellucid.attribution.direct import direct, sources
 from pellucid.attribution.edges import edges
 from pellucid.attribution.gradient import gradient
-from pellucid.names.calls import name_arguments
-from pellucid.names.calls import ATTRIBUTION, said_of
+from pellucid.names.calls import ATTRIBUTION, name_arguments, said_of
 
 __all__ = ["direct", "edges", "gradient", "sources"]
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pellucid.names import aliases
 from pellucid.attribution.reading import (
     LOGITS,
     Contribution,
@@ -22,8 +21,9 @@ from pellucid.attribution.reading import (
 )
 from pellucid.check import require_one_of
 from pellucid.errors import InputError, NumericsError, shown
-from pellucid.measure.labelled import find
 from pellucid.family.network import Network
+from pellucid.measure.labelled import find
+from pellucid.names import aliases
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 

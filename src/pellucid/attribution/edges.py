@@ -16,18 +16,17 @@ import torch
 from torch import Tensor
 
 from pellucid.attribution.gradient import agreement, differentiable, embeddings_moved, gradients_of
-from pellucid.schema import RESIDUAL
 from pellucid.check import require_whole
 from pellucid.circuits.ablations import KINDS, Ablations, Choices
-from pellucid.names.calls import named_arguments
 from pellucid.extras import need
-from pellucid.run.interrupts import told
 from pellucid.metrics import Metric, measured
+from pellucid.names.calls import named_arguments
 from pellucid.patching.sweeps import Direction, Texts, require_room
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
+from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
-from pellucid.schema import Schema
+from pellucid.schema import RESIDUAL, Schema
 from pellucid.text.batch import Batch, Inputs
 
 if TYPE_CHECKING:

@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.names.aliases import Names
 from pellucid.attribution.rules import HELD, Relevance
-from pellucid.schema import NEURONS, POSITIONS, Axis
 from pellucid.check import require_one_of, require_whole
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, NumericsError
-from pellucid.run.interrupts import told
 from pellucid.metrics import Metric, measured
+from pellucid.names.aliases import Names
+from pellucid.names.calls import named_arguments
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Put, Roles
 from pellucid.patching.sweeps import Direction, Measured, Texts, patches, require_room, results
 from pellucid.run.edit import Edit
+from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 from pellucid.run.taps import warn_of_dropout
+from pellucid.schema import NEURONS, POSITIONS, Axis
 from pellucid.text.batch import Batch, Inputs
 
 if TYPE_CHECKING:

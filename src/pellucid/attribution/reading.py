@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.names import aliases
-from pellucid.schema import Axis
 from pellucid.errors import InputError, NumericsError, ShapeError, UnknownNameError, shown
 from pellucid.extras import need
+from pellucid.family.network import Network
 from pellucid.measure.labelled import find, first_place
 from pellucid.metrics import token_ids
-from pellucid.family.network import Network
+from pellucid.names import aliases
 from pellucid.run.activations import ActivationCkpts
-from pellucid.schema import Schema
+from pellucid.schema import Axis, Schema
 from pellucid.text.batch import Batch
 
 if TYPE_CHECKING:

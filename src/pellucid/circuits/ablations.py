@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.schema import Axis
 from pellucid.check import require_one_of
 from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, Circuit, Graph, kind_of
 from pellucid.errors import InputError, shown
-from pellucid.metrics import Metric, measured
 from pellucid.family.network import Run
+from pellucid.metrics import Metric, measured
 from pellucid.patching.ablation import Ablation
 from pellucid.patching.paths import MLP_OUT, PART, Z
 from pellucid.patching.reruns import BYTES, TOKENS, Rerun, never_fired
@@ -29,6 +28,7 @@ from pellucid.patching.roles import Columns, Put
 from pellucid.patching.sweeps import Direction, Texts
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region, warn_of_pads
+from pellucid.schema import Axis
 from pellucid.text.batch import Inputs
 
 EMBEDDED = "blocks.0.resid_pre"

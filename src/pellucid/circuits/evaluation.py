@@ -23,8 +23,8 @@ from pellucid.circuits.ablations import Ablations, Choices
 from pellucid.circuits.circuit import Circuit, Graph, drawn_for
 from pellucid.circuits.faithfulness import Scale
 from pellucid.errors import warn
-from pellucid.run.interrupts import told
 from pellucid.metrics import Metric
+from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index
 from pellucid.text.batch import Inputs

@@ -16,8 +16,8 @@ from pellucid.circuits.ablations import Ablations, Choices
 from pellucid.circuits.circuit import Circuit, Graph
 from pellucid.errors import InputError, shown, warn
 from pellucid.extras import need
-from pellucid.run.interrupts import told
 from pellucid.metrics import Metric
+from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index
 from pellucid.text.batch import Inputs

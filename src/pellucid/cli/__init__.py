@@ -24,11 +24,11 @@ import typer
 from rich.text import Text
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from pellucid.run import interrupts
 from pellucid._version import __version__
 from pellucid.cli.shared.failures import Exit, exit_code, show_failure, show_fault, show_misuse, show_warning, usage
 from pellucid.cli.shared.screen import progress, require_surroundings, require_writable, tell, writing
 from pellucid.errors import PellucidError
+from pellucid.run import interrupts
 
 if TYPE_CHECKING:
     from pellucid.cli.shared.options import Wish

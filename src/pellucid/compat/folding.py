@@ -14,11 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pellucid.family.blocks import Norm
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, NumericsError
+from pellucid.family.blocks import Norm
 from pellucid.heads.factored import FactoredMatrix
 from pellucid.heads.matrices import require_finite
+from pellucid.names.calls import named_arguments
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
 from pellucid.text.batch import Inputs

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from pellucid.names.aliases import Names, selected
 from pellucid.check import as_number, require_one_of, require_whole
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, lasting, part_rows_for
 from pellucid.corpus.writing import BATCH_TOKENS, column_of
 from pellucid.errors import InputError, shown
+from pellucid.names.aliases import Names, selected
 from pellucid.schema import Schema
 
 

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pellucid.weights import own_file
-from pellucid.names.aliases import selected
 from pellucid.check import as_number, path_of, require_whole
 from pellucid.errors import InputError, PellucidError
-from pellucid.run.interrupts import bar, told
 from pellucid.family.json_config import Config
+from pellucid.names.aliases import selected
 from pellucid.run.activations import ActivationCkpts
+from pellucid.run.interrupts import bar, told
 from pellucid.schema import Schema
+from pellucid.weights import own_file
 from pellucid.weights.manifests import is_there
 
 

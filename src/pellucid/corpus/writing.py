@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.names.aliases import Names, selected
-from pellucid.schema import Axis
 from pellucid.check import require_one_of, require_whole
 from pellucid.corpus.identity import facts_of, require_equal, require_undamaged
 from pellucid.corpus.intake import Intake, Reader, digest_of
@@ -25,9 +23,10 @@ from pellucid.corpus.ray_workers import Engine, Workers, library_of
 from pellucid.corpus.sink import CapturingModel
 from pellucid.corpus.store import Store, about_of, write_metadata
 from pellucid.errors import InputError, UnknownNameError, shown
-from pellucid.run.interrupts import bar, told
+from pellucid.names.aliases import Names, selected
 from pellucid.numerics.quickest import one_library
-from pellucid.schema import Schema
+from pellucid.run.interrupts import bar, told
+from pellucid.schema import Axis, Schema
 
 BATCH_TOKENS = 4096
 

@@ -4,7 +4,6 @@ A mistake is named only if making it in the reference reproduces the answer to r
 wrong answer; it returns a `CheckResult`, which prints itself.
 """
 
-from pellucid.names.calls import name_arguments
 from pellucid.exercises.beam_search import check_beam_search
 from pellucid.exercises.course import GPTConfig, config_of, starter
 from pellucid.exercises.draws import check_sample_basic, check_top_k, check_top_p
@@ -14,6 +13,7 @@ from pellucid.exercises.pretrained import alignment_for, check_pretrained, load_
 from pellucid.exercises.result import CheckResult
 from pellucid.exercises.sampling import check_sample_next_token, check_sampling
 from pellucid.exercises.scores import check_frequency_penalty, check_greedy, check_temperature
+from pellucid.names.calls import name_arguments
 
 __all__ = [
     "CheckResult",

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from pellucid import atomic
 from pellucid.check import path_of
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.exercises.result import misuse
 from pellucid.exercises.watch import marked
 from pellucid.gpt2 import parts as plain
 from pellucid.gpt2.formulas import PlainWeights, Sizes
 from pellucid.gpt2.parts import LOGITS, Parts, PlainBlock, Span, Values, recorder, run_block, run_parts
+from pellucid.names.calls import named_arguments
 
 _ELSEWHERE = {
     "n_embd": "hidden_size", "d_model": "hidden_size", "n_head": "num_heads", "n_heads": "num_heads",

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.names import attributes
 from pellucid.family.json_config import Config
 from pellucid.family.network import Memory
+from pellucid.family.part import MISREAD, Part, Weights, is_finite, require_vectors, state_of
+from pellucid.names import attributes
 from pellucid.numerics.nonlinear import may_write_into_results
 from pellucid.numerics.products import EXACT, Execution, Products, is_transformed, products_of
-from pellucid.family.part import MISREAD, Part, Weights, is_finite, require_vectors, state_of
 from pellucid.tap import Tap, name_checkpoints
 
 _WIDEST_GROUPED = 256

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.names import attributes
-from pellucid.family.attend import Attending, Visible
 from pellucid.errors import ShapeError
+from pellucid.family.attend import Attending, Visible
 from pellucid.family.json_config import Config
 from pellucid.family.network import Embedding, Memory, Network, Run, Unembedding
+from pellucid.family.part import MISREAD, Part, Weights, given, require_vectors, require_weights, under
+from pellucid.names import attributes
 from pellucid.numerics import nonlinear
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
-from pellucid.family.part import MISREAD, Part, Weights, given, require_vectors, require_weights, under
 from pellucid.tap import Tap, name_checkpoints
 
 

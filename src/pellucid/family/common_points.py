@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pellucid.schema import ATTENTION, PER_HEAD, RESIDUAL
-from pellucid.schema import STREAM, Parameter, Point
+from pellucid.schema import ATTENTION, PER_HEAD, RESIDUAL, STREAM, Parameter, Point
 
 EMBED = Point("ckpt_embed", RESIDUAL, "W_E[ids]", "token embeddings", STREAM, parameters=("embed.W_E",))
 RESID_MID = Point("resid_mid", RESIDUAL, "resid_pre + attn.ckpt_attn_out", "stream after attention", STREAM)

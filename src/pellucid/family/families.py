@@ -11,14 +11,14 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor, nn
 
-from pellucid.names import aliases
+from pellucid.errors import ConfigError, UnknownNameError, shown
 from pellucid.family.blocks import Architecture
 from pellucid.family.config import as_names
-from pellucid.errors import ConfigError, UnknownNameError, shown
 from pellucid.family.json_config import Config
 from pellucid.family.layout import Layout
 from pellucid.family.network import Network
 from pellucid.family.part import Weights
+from pellucid.names import aliases
 from pellucid.schema import Schema
 from pellucid.weights import hub
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
-from pellucid.names.attributes import CONFIG, unknown_attribute
+from pellucid.errors import ConfigError, nearest, shown
 from pellucid.family.config import (
     READ,
     SAVE_ID,
@@ -27,8 +27,8 @@ from pellucid.family.config import (
     read_tokens,
     wrong_type,
 )
+from pellucid.names.attributes import CONFIG, unknown_attribute
 from pellucid.names.calls import named_arguments
-from pellucid.errors import ConfigError, nearest, shown
 from pellucid.numerics import nonlinear
 from pellucid.schema import Schema
 from pellucid.weights import hub

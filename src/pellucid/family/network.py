@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.names import attributes
 from pellucid.errors import InputError, ShapeError, UnknownAttributeError, UnknownNameError, nearest, shown
 from pellucid.family.json_config import Config
-from pellucid.numerics.products import EXACT, Execution, Products, products_of
 from pellucid.family.part import MISREAD, LiveView, Part, Weights, require_vectors
+from pellucid.names import attributes
+from pellucid.numerics.products import EXACT, Execution, Products, products_of
 from pellucid.schema import Schema
 from pellucid.tap import Tap
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from pellucid.names.attributes import unknown_attribute
-from pellucid.family.config import require_schema
 from pellucid.errors import ConfigError, ShapeError, WeightsError
+from pellucid.family.config import require_schema
 from pellucid.family.json_config import Config
+from pellucid.names.attributes import unknown_attribute
 from pellucid.schema import Parameter, Schema
 from pellucid.tap import Ckpt
 

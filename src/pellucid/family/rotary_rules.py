@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.family.config import read_number, wrong_type
 from pellucid.errors import ConfigError, nearest, shown
+from pellucid.family.config import read_number, wrong_type
 
 
 class Rule(NamedTuple):

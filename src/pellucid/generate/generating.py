@@ -8,12 +8,13 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
-from pellucid.names.aliases import Names
-from pellucid.names.calls import named_arguments
 from pellucid.errors import ConfigError, shown
+from pellucid.family.network import Network
+from pellucid.family.part import Part, require_numbers, submodules
 from pellucid.fast.decoder import forget
 from pellucid.generate.beams import Beams
 from pellucid.generate.generation import Generation, Stop, Token, stopping
+from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.generate.loop import generate, stream
 from pellucid.generate.request import (
     ELSEWHERE,
@@ -30,9 +31,8 @@ from pellucid.generate.request import (
     with_what_always_counts,
 )
 from pellucid.generate.sampler import Sampler
-from pellucid.generate.generation_settings import GenerationSettings
-from pellucid.family.network import Network
-from pellucid.family.part import Part, require_numbers, submodules
+from pellucid.names.aliases import Names
+from pellucid.names.calls import named_arguments
 from pellucid.run.edit import Edit
 from pellucid.run.taps import warn_of_dropout
 from pellucid.text import ids

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import EditError, InputError
+from pellucid.family.network import Network
+from pellucid.family.part import state_of, submodules
 from pellucid.generate.beams import Beams, Hypotheses, Search
 from pellucid.generate.generation import GeneratedRow, Generation, Reason, Stopping, TextStream, Token
 from pellucid.generate.request import Request, generator_of, look_at
 from pellucid.generate.sampler import Context, Sampler
 from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
-from pellucid.family.network import Network
-from pellucid.family.part import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.origin import Origin
 from pellucid.text.batch import Batch

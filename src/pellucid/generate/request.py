@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 import torch
 
-from pellucid.names.aliases import Names, selected, several
 from pellucid.check import as_number, as_whole, require_one_of, require_whole
-from pellucid.names.calls import ARGUMENTS
 from pellucid.errors import InputError, shown
+from pellucid.family.network import Network
 from pellucid.generate.beams import MOST, Beams
 from pellucid.generate.generation import Stop, Stopping
+from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.generate.sampler import GREEDY, Sampler
 from pellucid.generate.stepper import Look, RunPlan, left_padded
-from pellucid.generate.generation_settings import GenerationSettings
-from pellucid.family.network import Network
+from pellucid.names.aliases import Names, selected, several
+from pellucid.names.calls import ARGUMENTS
 from pellucid.run.edit import Edit
 from pellucid.run.taps import EditTap
 from pellucid.schema import Schema

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pellucid.check import as_number, as_python, as_whole
-from pellucid.names.calls import SAMPLING, named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.generate import stages
 from pellucid.generate.stages import Stage
+from pellucid.names.calls import SAMPLING, named_arguments
 
 
 @dataclass(frozen=True)

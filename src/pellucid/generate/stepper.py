@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.schema import POSITIONS, Axes, Axis
 from pellucid.errors import NumericsError
 from pellucid.family.families import StepDecoder
-from pellucid.fast.decoder import decoder
 from pellucid.family.network import Network
 from pellucid.family.part import has_native_hooks, submodules
+from pellucid.fast.decoder import decoder
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.region import Region
 from pellucid.run.taps import EditTap, Recorder
-from pellucid.schema import Point, Schema
+from pellucid.schema import POSITIONS, Axes, Axis, Point, Schema
 from pellucid.tap import Chain, Tap
 from pellucid.text.batch import Batch
 from pellucid.text.batching import positions_of

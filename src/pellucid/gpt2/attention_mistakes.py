@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.family.suspicions import FILLS
 from pellucid.gpt2.formulas import Sizes, masked, rounded, softmax, visible
 from pellucid.gpt2.mistake import AXIS, FUNCTION, HIDDEN, NUMBER, ORDERED, TWICE, Mistake
 from pellucid.numerics.constants import scales
-from pellucid.family.suspicions import FILLS
 
 # The scale of the scores
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from pellucid.errors import warn
 from pellucid.family import config
 from pellucid.family.config import Variant
-from pellucid.names.calls import named_arguments
-from pellucid.errors import warn
-from pellucid.gpt2.schema import schema_of
 from pellucid.family.json_config import Config, Fields
+from pellucid.gpt2.schema import schema_of
+from pellucid.names.calls import named_arguments
 from pellucid.schema import Schema
 
 SYNONYMS = {

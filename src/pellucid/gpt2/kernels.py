@@ -18,15 +18,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pellucid.schema import Axis
 from pellucid.errors import NumericsError
+from pellucid.family.network import Network
+from pellucid.family.part import state_of, submodules
 from pellucid.fast.compiled import library
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.gpt2.model import TransformerBlock
-from pellucid.family.network import Network
 from pellucid.numerics import nonlinear
-from pellucid.family.part import state_of, submodules
-from pellucid.schema import Schema
+from pellucid.schema import Axis, Schema
 
 if TYPE_CHECKING:
     from pellucid.run.cache import KeyValueCache

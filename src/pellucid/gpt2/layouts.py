@@ -16,8 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.errors import WeightsError
-from pellucid.gpt2.config import TransformerConfig
-from pellucid.gpt2.schema import of_sizes
 from pellucid.family.layout import (
     EMBED,
     HEAD,
@@ -37,6 +35,8 @@ from pellucid.family.layout import (
     matrix,
     own_layout,
 )
+from pellucid.gpt2.config import TransformerConfig
+from pellucid.gpt2.schema import of_sizes
 from pellucid.schema import Schema
 
 _NAMES = (

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.names import attributes
 from pellucid.family.attend import Attending, Visible
 from pellucid.family.blocks import Architecture, Block, FeedForward, LayerNorm, Whole
-from pellucid.gpt2.config import TransformerConfig
 from pellucid.family.network import Memory, Network, Run, looked_up
 from pellucid.family.part import LiveView, Part, Weights, under
+from pellucid.gpt2.config import TransformerConfig
+from pellucid.names import attributes
 from pellucid.tap import Tap
 
 

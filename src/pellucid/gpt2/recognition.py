@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.check import attribute
+from pellucid.family.layout import Layout
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.gpt2.layouts import sizes_of
-from pellucid.family.layout import Layout
 
 _TRIED_EPSILONS = (1e-5, 1e-6, 1e-12, 1e-8, 1e-3)
 _TRIED_ACTIVATIONS = ("gelu_new", "gelu", "relu", "gelu_fast", "quick_gelu", "silu")

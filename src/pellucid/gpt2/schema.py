@@ -9,10 +9,9 @@ import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pellucid.names import attributes
 from pellucid.family import common_points as common
-from pellucid.schema import HIDDEN, RESIDUAL
-from pellucid.schema import STREAM, OtherNames, Parameter, Point, Schema
+from pellucid.names import attributes
+from pellucid.schema import HIDDEN, RESIDUAL, STREAM, OtherNames, Parameter, Point, Schema
 
 OTHERS = OtherNames(
     modules={

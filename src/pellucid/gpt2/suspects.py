@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.schema import in_another_order
 from pellucid.family.families import Seen, Span, Suspect
+from pellucid.family.suspicions import Suspicion, measured, suggested
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.gpt2.formulas import Heads, PlainWeights, Sizes, causal, softmax
 from pellucid.gpt2.mistake import Mistake
 from pellucid.gpt2.mistakes import known_mistakes
 from pellucid.gpt2.parts import LOGITS, run_parts
 from pellucid.numerics.rounding import BEYOND_ROUNDING, size_of
-from pellucid.family.suspicions import Suspicion, measured, suggested
+from pellucid.schema import in_another_order
 
 PLACES = {
     "embed": "embed.W_E", "pos": "pos_embed.W_pos", "block": "", "ln1": "ln1.w", "attn": "attn", "q": "attn.W_Q",

@@ -8,11 +8,10 @@ back by one; `scores` and `name_movers` say to which tokens of a text heads atte
 
 from typing import TYPE_CHECKING
 
-from pellucid.names.calls import name_arguments
 from pellucid.heads.detectors import name_movers, scores
 from pellucid.heads.factored import FactoredMatrix
 from pellucid.heads.matrices import composition, ov, qk, weight_scores
-from pellucid.names.calls import HEADS, said_of
+from pellucid.names.calls import HEADS, name_arguments, said_of
 
 __all__ = ["FactoredMatrix", "composition", "name_movers", "ov", "qk", "scores", "weight_scores"]
 

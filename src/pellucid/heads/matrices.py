@@ -13,8 +13,8 @@ from torch import Tensor
 from pellucid.check import as_whole, require_one_of
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
-from pellucid.heads.factored import FactoredMatrix, triangle
 from pellucid.family.network import Network
+from pellucid.heads.factored import FactoredMatrix, triangle
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.origin import source_of
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pellucid import atomic
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError
+from pellucid.names.calls import named_arguments
 
 TEMPLATES = Path(__file__).parent / "templates"
 

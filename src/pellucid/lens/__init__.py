@@ -7,10 +7,9 @@ arXiv:2303.08112).
 
 from typing import TYPE_CHECKING
 
-from pellucid.names.calls import name_arguments
 from pellucid.lens.readout import Readout, logit
 from pellucid.lens.tuned import TunedLens
-from pellucid.names.calls import LENS, said_of
+from pellucid.names.calls import LENS, name_arguments, said_of
 
 __all__ = ["Readout", "TunedLens", "logit"]
 

@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.names import aliases
 from pellucid.attribution.reading import LOGITS, batch_with_tokens, opened, require_captured
-from pellucid.schema import Axes, Axis
 from pellucid.check import as_whole, require_whole
 from pellucid.errors import InputError, printable, shown
-from pellucid.measure.labelled import Captured, find
-from pellucid.metrics import token_ids
 from pellucid.family.network import Network
 from pellucid.family.part import is_finite
+from pellucid.measure.labelled import Captured, find
+from pellucid.metrics import token_ids
+from pellucid.names import aliases
 from pellucid.run.activations import ActivationCkpts
-from pellucid.schema import STREAM
+from pellucid.schema import STREAM, Axes, Axis
 
 if TYPE_CHECKING:
     import xarray

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.weights import own_file
 from pellucid.check import as_number, path_of, require_whole
 from pellucid.corpus.sink import Progress
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, shown
-from pellucid.run.interrupts import told
-from pellucid.lens.readout import Readout, divergence, readout
 from pellucid.family.network import Network
+from pellucid.lens.readout import Readout, divergence, readout
+from pellucid.names.calls import named_arguments
 from pellucid.run.activations import ActivationCkpts
+from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.origin import source_of, weights_fingerprint
+from pellucid.weights import own_file
 from pellucid.weights.manifests import is_there
 
 _ABOUT = "pellucid.tuned_lens"

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from pellucid.errors import ConfigError, shown
 from pellucid.family import config
 from pellucid.family.config import Variant, read_number
-from pellucid.names.calls import named_arguments
-from pellucid.errors import ConfigError, shown
 from pellucid.family.json_config import Config, Fields
-from pellucid.llama.schema import schema_of
 from pellucid.family.rotary_rules import Rule, checked, gathered, rule_of, stated
+from pellucid.llama.schema import schema_of
+from pellucid.names.calls import named_arguments
 from pellucid.schema import Schema
 
 NEUTRAL = config.NEUTRAL | {"pretraining_tp", "classifier_dropout"}

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pellucid.family.attend import Visible
 from pellucid.family.blocks import Architecture, Block, FeedForward, RMSNorm, Whole
-from pellucid.llama.config import LlamaConfig
-from pellucid.llama import schema
 from pellucid.family.network import Memory, Network, Run
 from pellucid.family.rotary import RotaryAttending, Turn, beside, know_positions
+from pellucid.llama import schema
+from pellucid.llama.config import LlamaConfig
 from pellucid.tap import Tap
 
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 from pellucid.family import common_points as common
 from pellucid.names import attributes
-from pellucid.schema import HIDDEN, RESIDUAL
-from pellucid.schema import STREAM, OtherNames, Parameter, Point, Schema
+from pellucid.schema import HIDDEN, RESIDUAL, STREAM, OtherNames, Parameter, Point, Schema
 
 OTHERS = OtherNames(
     modules={

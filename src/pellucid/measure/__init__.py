@@ -6,7 +6,6 @@ first real token.
 """
 
 from pellucid.corpus.sink import Saving
-from pellucid.names.calls import name_arguments
 from pellucid.measure.autoregression import HAC, LagSelection, autoregression, select_lags
 from pellucid.measure.distributions import distribution, moments, outliers
 from pellucid.measure.fit import AutoregressionFit
@@ -15,6 +14,7 @@ from pellucid.measure.head_scores import distance, entropy, first_token, inducti
 from pellucid.measure.labelled import norms, values
 from pellucid.measure.statistics import Autoregression, Covariance, Moments, Quantiles, covariance
 from pellucid.measure.stream import Streamed, stream
+from pellucid.names.calls import name_arguments
 
 __all__ = [
     "HAC",

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.names import aliases
-from pellucid.schema import POSITIONS, Axis, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Array, first_place, positions_of, require_entries, values
+from pellucid.names import aliases
 from pellucid.run.activations import ActivationCkpts
+from pellucid.schema import POSITIONS, Axis, coordinate
 
 if TYPE_CHECKING:
     import xarray

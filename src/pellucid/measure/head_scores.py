@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.schema import Axis
 from pellucid.check import as_python, require_whole
 from pellucid.corpus.sink import CapturingModel
 from pellucid.errors import InputError
-from pellucid.run.interrupts import told
 from pellucid.family.json_config import Config
 from pellucid.measure.labelled import Captured, find
 from pellucid.run.activations import ActivationCkpts
+from pellucid.run.interrupts import told
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     import xarray

@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.family import families
-from pellucid.names import aliases
 from pellucid._version import __version__
-from pellucid.schema import ATTENTION, Axes, Axis
 from pellucid.errors import InputError
 from pellucid.extras import need
+from pellucid.family import families
+from pellucid.names import aliases
 from pellucid.run.activations import ActivationCkpts
+from pellucid.schema import ATTENTION, Axes, Axis
 from pellucid.text.batch import Batch
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.schema import POSITIONS, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Array, positions_of, require_entries
 from pellucid.measure.sums import Factor, Solution, centred
+from pellucid.schema import POSITIONS, coordinate
 
 if TYPE_CHECKING:
     import pandas as pd

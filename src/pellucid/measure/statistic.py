@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
-from pellucid.family import families
-from pellucid.names import aliases
-from pellucid.schema import Axis
 from pellucid.check import as_whole, require_one_of
 from pellucid.errors import InputError
+from pellucid.family import families
 from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, axes_in, grouped
 from pellucid.measure.labelled import Array, capture_pattern, norms, values
+from pellucid.names import aliases
 from pellucid.run.activations import ActivationCkpts
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     import xarray

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.names import aliases
-from pellucid.schema import NEURONS
 from pellucid.check import as_number, require_whole
 from pellucid.errors import InputError, shown
 from pellucid.measure.autoregression import fitted
@@ -20,6 +18,8 @@ from pellucid.measure.labelled import Array
 from pellucid.measure.series import Basis, Design, index_of, panel_of
 from pellucid.measure.statistic import Layout, Of, Statistic
 from pellucid.measure.sums import Comoments, Factor, Sketch, Sums, require_buckets
+from pellucid.names import aliases
+from pellucid.schema import NEURONS
 
 if TYPE_CHECKING:
     import xarray

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pellucid.names.aliases import selected
 from pellucid.check import require_whole
 from pellucid.corpus.ray_workers import Engine, Workers
 from pellucid.corpus.sink import Arrays, Batched, CapturingModel, Progress, Saving, Sink, StateFile, captured, feed
 from pellucid.errors import InputError, shown
 from pellucid.measure.statistic import Statistic
+from pellucid.names.aliases import selected
 from pellucid.run.origin import execution_of, weights_fingerprint
 
 AHEAD = 4

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from pellucid.errors import ConfigError, shown
 from pellucid.family import config
 from pellucid.family.config import Variant, read_size
-from pellucid.names.calls import named_arguments
-from pellucid.errors import ConfigError, shown
 from pellucid.family.json_config import Config, Fields
-from pellucid.neox.schema import schema_of
 from pellucid.family.rotary_rules import Rule, checked, gathered, rule_of, stated
+from pellucid.names.calls import named_arguments
+from pellucid.neox.schema import schema_of
 from pellucid.schema import Schema
 
 FIELDS = Fields(

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from pellucid.family.attend import Visible
 from pellucid.family.blocks import Architecture, Block, FeedForward, LayerNorm, Whole
-from pellucid.neox.config import GPTNeoXConfig
-from pellucid.neox import schema
 from pellucid.family.network import Memory, Network, Run
 from pellucid.family.part import LiveView
 from pellucid.family.rotary import RotaryAttending, Turn, beside, know_positions, turned
+from pellucid.neox import schema
+from pellucid.neox.config import GPTNeoXConfig
 from pellucid.tap import Tap
 
 

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from pellucid.family import common_points as common
 from pellucid.names import attributes
-from pellucid.schema import HIDDEN, RESIDUAL
-from pellucid.schema import STREAM, OtherNames, Parameter, Point, Schema
+from pellucid.schema import HIDDEN, RESIDUAL, STREAM, OtherNames, Parameter, Point, Schema
 
 _OUT = "its output is taken before dropout; {} is what is added to the residual stream"
 

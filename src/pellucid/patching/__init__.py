@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pellucid.names.calls import name_arguments
+from pellucid.names.calls import PATCHING, name_arguments, said_of
 from pellucid.patching.ablation import ablate as ablate
 from pellucid.patching.baselines import ablation_baseline as ablation_baseline
 from pellucid.patching.baselines import baseline as baseline
@@ -15,7 +15,6 @@ from pellucid.patching.roles import align as align
 from pellucid.patching.sweeps import SweepCost as SweepCost
 from pellucid.patching.sweeps import estimate_sweep as estimate_sweep
 from pellucid.patching.sweeps import sweep as sweep
-from pellucid.names.calls import PATCHING, said_of
 
 name_arguments(globals())
 if not TYPE_CHECKING:

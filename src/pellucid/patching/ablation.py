@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pellucid.names.aliases import Names
-from pellucid.schema import POSITIONS, Axis
 from pellucid.check import require_one_of
 from pellucid.errors import InputError
-from pellucid.run.interrupts import told
 from pellucid.metrics import Metric
+from pellucid.names.aliases import Names
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.sweeps import UNMEASURED, Measured, described, patches, require_room, results
+from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 from pellucid.run.taps import warn_of_dropout
+from pellucid.schema import POSITIONS, Axis
 from pellucid.text.batch import Batch, Inputs
 
 if TYPE_CHECKING:

@@ -11,22 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.names.aliases import Names
-from pellucid.schema import Axis
 from pellucid.check import require_one_of, require_whole
 from pellucid.errors import InputError, shown, warn
 from pellucid.extras import need
-from pellucid.run.interrupts import told
 from pellucid.metrics import Metric
+from pellucid.names.aliases import Names
 from pellucid.patching.ablation import Ablated, How
 from pellucid.patching.cells import Cells, size_of
 from pellucid.patching.paths import PathEnd, PathEnds, Paths, held_names
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Put, Roles
 from pellucid.patching.sweeps import UNMEASURED, Direction, Texts
+from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
-from pellucid.schema import Schema
+from pellucid.schema import Axis, Schema
 from pellucid.text.batch import Inputs
 
 if TYPE_CHECKING:

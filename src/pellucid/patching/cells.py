@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.names import aliases
-from pellucid.schema import NEURONS, POSITIONS, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
+from pellucid.names import aliases
 from pellucid.patching.roles import Columns, Put, Roles, of_unequal_length
 from pellucid.run.region import Index, Region, entries, warn_of_pads
-from pellucid.schema import Schema
+from pellucid.schema import NEURONS, POSITIONS, Axis, Schema
 from pellucid.text.batch import Batch
 
 OVER = ("layer", "head", "pos", "neuron")

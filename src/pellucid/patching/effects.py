@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.schema import Axis
 from pellucid.errors import InputError
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     import xarray

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from pellucid.names import aliases
-from pellucid.schema import Axis
 from pellucid.check import as_whole, require_one_of
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric
+from pellucid.names import aliases
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Rerun, block_of
 from pellucid.patching.roles import Put, Roles
 from pellucid.patching.sweeps import Direction, PlainRuns, Texts, results
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region
-from pellucid.schema import Schema
+from pellucid.schema import Axis, Schema
 from pellucid.text.batch import Inputs
 
 if TYPE_CHECKING:

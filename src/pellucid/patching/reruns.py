@@ -20,17 +20,16 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from pellucid.schema import Axes, Axis
 from pellucid.errors import EditError
-from pellucid.metrics import Metric, column_of, measured, positions_of
 from pellucid.family.network import Columns as Choice
 from pellucid.family.network import Memory, Run
+from pellucid.metrics import Metric, column_of, measured, positions_of
 from pellucid.patching.roles import Put
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region
 from pellucid.run.taps import Recorder
-from pellucid.schema import Schema
+from pellucid.schema import Axes, Axis, Schema
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.text.batch import Batch
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.schema import NEURONS, POSITIONS, Axes, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.run.model import CkptedTransformer
+from pellucid.schema import NEURONS, POSITIONS, Axes, Axis
 from pellucid.text.batch import Batch, Inputs
 
 

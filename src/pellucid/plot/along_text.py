@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.schema import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
 from pellucid.measure.labelled import values
@@ -29,6 +28,7 @@ from pellucid.plot.canvas import (
 from pellucid.plot.heatmaps import colour_limits, readable
 from pellucid.plot.inputs import as_array, labelled, quantity, require_run, require_some, sizes, texts_of
 from pellucid.plot.themes import COLUMN, LABEL, SMALL, Theme, pandas
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

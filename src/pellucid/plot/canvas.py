@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from pellucid.schema import Axis
 from pellucid.errors import InputError, printable, visible
 from pellucid.plot.themes import SMALL, Colour, Theme, drawn_in, matplotlib, theme_for
 from pellucid.plot.ticks import Ticks
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.schema import Axis
 from pellucid.plot.canvas import (
     LINE,
     canvas,
@@ -26,6 +25,7 @@ from pellucid.plot.heatmaps import BAR, block_size, show_weights, weights_bar, w
 from pellucid.plot.inputs import HEADS, ONE_HEAD, positions_of, read_patterns, tokens_of
 from pellucid.plot.themes import COLUMN, PAGE, SMALL
 from pellucid.plot.ticks import step_for
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

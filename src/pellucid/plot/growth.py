@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pellucid.schema import Axis
 from pellucid.errors import InputError
 from pellucid.plot.canvas import canvas, layer_axis, legend_above, logarithmic, remember
 from pellucid.plot.inputs import Layers, by_layer, is_log, sizes, without_first
 from pellucid.plot.layers import say_how_many
 from pellucid.plot.themes import COLUMN, Theme
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

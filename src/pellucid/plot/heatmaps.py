@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.schema import Axis
 from pellucid.errors import ShapeError
 from pellucid.plot.canvas import (
     BAR_AT_MOST,
@@ -35,6 +34,7 @@ from pellucid.plot.inputs import (
     tokens_of,
 )  # fmt: skip
 from pellucid.plot.themes import COLUMN, SMALL, Theme, luminance
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

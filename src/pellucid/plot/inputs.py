@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.schema import POSITIONS, Axis, coordinate
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.plot.themes import xarray
 from pellucid.run.activations import ActivationCkpts
+from pellucid.schema import POSITIONS, Axis, coordinate
 
 if TYPE_CHECKING:
     from xarray import DataArray

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.schema import Axis
 from pellucid.extras import need
 from pellucid.measure.distributions import distribution
 from pellucid.plot.canvas import (
@@ -23,6 +22,7 @@ from pellucid.plot.canvas import (
 )
 from pellucid.plot.inputs import Layers, Numbers, by_layer
 from pellucid.plot.themes import COLUMN, Theme, pandas
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

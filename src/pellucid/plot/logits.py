@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pellucid.schema import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
 from pellucid.plot.canvas import (
@@ -25,6 +24,7 @@ from pellucid.plot.canvas import (
 from pellucid.plot.heatmaps import write_in_cell
 from pellucid.plot.inputs import labelled, sizes
 from pellucid.plot.themes import COLUMN, PAGE, SMALL, Theme, pandas, xarray
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

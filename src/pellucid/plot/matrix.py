@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.schema import coordinate
 from pellucid.check import as_number
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.plot.canvas import (
@@ -26,6 +25,7 @@ from pellucid.plot.heatmaps import BESIDE, ROOM_FOR_A_NUMBER, frame, write_numbe
 from pellucid.plot.inputs import as_array, labelled, quantity, require_some, sizes
 from pellucid.plot.themes import COLUMN, SMALL
 from pellucid.plot.ticks import Ticks
+from pellucid.schema import coordinate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

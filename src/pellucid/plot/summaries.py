@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch import nn
 
-from pellucid.schema import Axis
 from pellucid.check import as_number, attribute
 from pellucid.errors import InputError, shown
 from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, longest, model_name, remember, say_what
 from pellucid.plot.themes import COLUMN, LABEL, Colour, Theme, matplotlib, pandas
 from pellucid.run.cost import ParameterCount, count_parameters
 from pellucid.run.origin import source_of
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from pellucid.schema import NEURONS
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.plot.canvas import (
     LINE,
@@ -22,6 +21,7 @@ from pellucid.plot.canvas import (
 from pellucid.plot.inputs import Numbers, as_array, as_numbers, labelled, quantity, sizes, texts_of
 from pellucid.plot.layers import RASTER
 from pellucid.plot.themes import COLUMN, SMALL, Theme, pandas, xarray
+from pellucid.schema import NEURONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from pellucid import atomic
 from pellucid.check import as_number, as_whole, path_of
-from pellucid.names.calls import named_arguments
 from pellucid.errors import WeightsError, shown
 from pellucid.family.network import Network
+from pellucid.names.calls import named_arguments
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.prove.units import HEAD, N_CTX, Group, GroupTransform, axes_known_of, units_of
 from pellucid.weights.manifests import read_json

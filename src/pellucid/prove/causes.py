@@ -17,6 +17,7 @@ from pellucid.family.common_attention import change_of
 from pellucid.family.families import Family, Seen, Span, Suspect
 from pellucid.family.layout import EMBED
 from pellucid.family.network import Unembedding
+from pellucid.family.suspicions import measured, suggested
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, same_bits, size_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.copies import working_copy
@@ -27,7 +28,6 @@ from pellucid.prove.runs import Runs
 from pellucid.prove.units import kind_of, units_of
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
-from pellucid.family.suspicions import measured, suggested
 
 TRIED_ALONE = 4
 """Up to how many blocks a mistake is tried in each of them alone, if the program does not show which it is."""

@@ -23,11 +23,11 @@ from torch.utils._pytree import tree_map
 
 from pellucid.family.json_config import Config
 from pellucid.numerics.dispatch import DispatchMode
-from pellucid.weights.own_file import ALIGNMENT
 from pellucid.prove.alignment import Match
 from pellucid.prove.held import has_memory
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.tokenizer import Tokenizer
+from pellucid.weights.own_file import ALIGNMENT
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pellucid.schema import POSITIONS, in_another_order
 from pellucid.family.layout import EMBED
 from pellucid.family.layout import HEAD as UNEMBED
 from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, same_bits, shown_part, size_of
@@ -23,7 +22,7 @@ from pellucid.prove.points import LOGITS, ckpt_of, in_order
 from pellucid.prove.report import Divergence, describe_difference
 from pellucid.prove.runs import Runs
 from pellucid.prove.units import HEAD, HEADS, N_CTX, kind_of
-from pellucid.schema import Schema
+from pellucid.schema import POSITIONS, Schema, in_another_order
 
 HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 """What a model is rounded to by those who publish it."""

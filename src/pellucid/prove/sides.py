@@ -18,9 +18,9 @@ from pellucid.extras import need
 from pellucid.family.families import FAMILIES, family_of
 from pellucid.family.json_config import Config
 from pellucid.family.layout import EMBED
+from pellucid.family.part import Weights
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.open import from_hf, load, to_hf
-from pellucid.family.part import Weights
 from pellucid.prove.about import SEED, RunInputs, name_of
 from pellucid.prove.held import computed_in, computes, filled, with_computed
 from pellucid.prove.lending import Loan

@@ -11,9 +11,8 @@ from itertools import chain
 import torch
 
 from pellucid.check import require_whole
-from pellucid.names.calls import name_arguments
 from pellucid.errors import PellucidError, PellucidWarning
-from pellucid.run.interrupts import bar
+from pellucid.names.calls import name_arguments
 from pellucid.patching.reruns import BYTES
 from pellucid.reproduce.published import EXPERIMENTS, Experiment
 from pellucid.reproduce.published import Published as Published
@@ -22,6 +21,7 @@ from pellucid.reproduce.published import Reproduction as Reproduction
 from pellucid.reproduce.study import Study
 from pellucid.run.cost import count_parameters
 from pellucid.run.cost import estimate as capture_cost
+from pellucid.run.interrupts import bar
 from pellucid.run.model import CkptedTransformer
 
 __all__ = ["Cost", "Published", "Reproduced", "Reproduction", "estimate", "gpt2"]

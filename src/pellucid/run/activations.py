@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pellucid.names import aliases
-from pellucid.names.attributes import CKPTS, unknown_attribute
-from pellucid.schema import Axis
 from pellucid.check import require_whole
-from pellucid.names.calls import PLACES, named_arguments
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
-from pellucid.html.listing import Listed, Listing
 from pellucid.family.network import Network
+from pellucid.html.listing import Listed, Listing
+from pellucid.names import aliases
+from pellucid.names.attributes import CKPTS, unknown_attribute
+from pellucid.names.calls import PLACES, named_arguments
 from pellucid.run.origin import Captures, Known, Origin, load_captures, model_of
 from pellucid.run.region import Index, Region, take
-from pellucid.schema import HEADS, Schema
+from pellucid.schema import HEADS, Axis, Schema
 from pellucid.text.batch import Batch, nan_at_pads, token_labels
 
 if TYPE_CHECKING:

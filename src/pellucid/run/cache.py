@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pellucid.weights import own_file
 from pellucid.check import as_whole
-from pellucid.family.config import require_schema
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, ShapeError, shown
+from pellucid.family.config import require_schema
 from pellucid.family.json_config import Config
+from pellucid.names.calls import named_arguments
 from pellucid.text.batch import Batch
+from pellucid.weights import own_file
 
 _KIND, _CONTENT, _MASK = "pellucid.cache", "keys_and_values", "mask"
 

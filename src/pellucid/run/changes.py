@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pellucid.schema import POSITIONS, Axes, Axis
 from pellucid.errors import EditError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, Region, take
+from pellucid.schema import POSITIONS, Axes, Axis
 from pellucid.text.batch import Batch
 
 

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.names.aliases import Names, selected
-from pellucid.schema import Axis
 from pellucid.check import require_tree
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, shown
+from pellucid.family.network import Network
 from pellucid.fast.decoder import kernels_for
 from pellucid.generate.generation import stopping
 from pellucid.generate.request import require_some
-from pellucid.family.network import Network
+from pellucid.names.aliases import Names, selected
+from pellucid.names.calls import named_arguments
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
+from pellucid.schema import Axis
 from pellucid.text.batch import Inputs
 
 

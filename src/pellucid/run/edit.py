@@ -13,15 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
+from pellucid.errors import EditError
 from pellucid.names.aliases import Names
 from pellucid.names.attributes import EDIT, unknown_attribute
-from pellucid.schema import Axis
 from pellucid.names.calls import named_arguments
-from pellucid.errors import EditError
 from pellucid.run import changes
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.changes import Change, Site
 from pellucid.run.region import Index, Region, put, take, warn_of_pads
+from pellucid.schema import Axis
 
 
 class _Ways(type):

@@ -10,21 +10,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pellucid.check import path_of
+from pellucid.errors import InputError
+from pellucid.family.families import family_of
+from pellucid.family.json_config import Config
+from pellucid.family.network import Run, last_column
+from pellucid.family.part import Weights, has_native_hooks, state_of, submodules
+from pellucid.generate.generating import GeneratingTransformer
+from pellucid.generate.generation_settings import GenerationSettings
+from pellucid.generate.stepper import chosen_logprobs
 from pellucid.names import aliases
 from pellucid.names.aliases import Names
 from pellucid.names.attributes import MODEL
-from pellucid.check import path_of
 from pellucid.names.calls import OPENING, SAVING, named_arguments
-from pellucid.errors import InputError
-from pellucid.family.families import family_of
-from pellucid.generate.generating import GeneratingTransformer
-from pellucid.generate.stepper import chosen_logprobs
-from pellucid.generate.generation_settings import GenerationSettings
-from pellucid.family.json_config import Config
-from pellucid.family.network import Run, last_column
 from pellucid.numerics.freed_memory import LITTLE, keep_freed
 from pellucid.numerics.products import Execution
-from pellucid.family.part import Weights, has_native_hooks, state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.cache import KeyValueCache, continued
 from pellucid.run.edit import Edit

@@ -13,17 +13,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from pellucid.family import families
-from pellucid.weights import own_file
-from pellucid.schema import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, shown
+from pellucid.family import families
 from pellucid.family.network import Network
-from pellucid.numerics.products import Execution
 from pellucid.family.part import state_of, submodules
+from pellucid.numerics.products import Execution
 from pellucid.run.region import Region
-from pellucid.schema import HEADS, Schema
+from pellucid.schema import HEADS, Axis, Schema
 from pellucid.text.batch import Batch
+from pellucid.weights import own_file
 
 CHANGED = "unknown: the weights were written to since the run"
 

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.schema import NEURONS, POSITIONS, Axes, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, shown, warn
-from pellucid.schema import Schema
+from pellucid.schema import NEURONS, POSITIONS, Axes, Axis, Schema
 
 Index = int | slice | Iterable[int] | None
 """Which entries along an axis: one, a slice, several, or all (None). Negative ones count from the end."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pellucid.names import aliases
-from pellucid.names.aliases import Names, selected, several
 from pellucid.errors import EditError, InputError, ShapeError, UnknownNameError, shown, warn
 from pellucid.family.network import Network
 from pellucid.family.part import Part, submodules
+from pellucid.names import aliases
+from pellucid.names.aliases import Names, selected, several
 from pellucid.run.changes import Site
 from pellucid.run.edit import Edit
 from pellucid.run.region import Region, take

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pellucid.names import aliases
 from pellucid.errors import InputError, ShapeError, shown
+from pellucid.names import aliases
 from pellucid.run.edit import Edit
 from pellucid.run.region import Index, entries
 from pellucid.sae import sae_config, saelens, splice

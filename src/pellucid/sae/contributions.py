@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pellucid.names import aliases
 from pellucid.attribution.reading import (
     COMPONENT,
     LOGITS,
@@ -21,6 +20,7 @@ from pellucid.attribution.reading import (
 )
 from pellucid.errors import InputError, shown
 from pellucid.family.network import Network
+from pellucid.names import aliases
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, entries
 from pellucid.sae.autoencoder import SparseAutoencoder

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.schema import Axis
 from pellucid.errors import warn
 from pellucid.extras import need
-from pellucid.run.interrupts import bar, told
 from pellucid.metrics import Metric
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Columns, Put
 from pellucid.patching.sweeps import UNMEASURED, Direction, Texts, described, require_room
+from pellucid.run.interrupts import bar, told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, entries
 from pellucid.run.taps import warn_of_dropout
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.sae.sae_files import require_fitting
+from pellucid.schema import Axis
 from pellucid.text.batch import Inputs
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pellucid.family import families
-from pellucid.schema import Axis
 from pellucid.check import require_whole
 from pellucid.errors import ConfigError, InputError, NumericsError, WeightsError, shown
+from pellucid.family import families
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     from pellucid.sae.autoencoder import SparseAutoencoder

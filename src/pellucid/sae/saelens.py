@@ -16,8 +16,8 @@ from torch import Tensor
 from pellucid import atomic
 from pellucid.check import as_number
 from pellucid.errors import ConfigError, shown
-from pellucid.weights.own_file import write_tensors
 from pellucid.sae.sae_config import Activation, Normalization, SaeConfig
+from pellucid.weights.own_file import write_tensors
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 

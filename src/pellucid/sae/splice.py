@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.schema import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError
 from pellucid.extras import need
@@ -23,6 +22,7 @@ from pellucid.measure.labelled import Captured, find
 from pellucid.run.changes import Site
 from pellucid.run.edit import Edit
 from pellucid.run.region import Index, Region
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     import xarray

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pellucid.schema import POSITIONS, Axis, coordinate
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, visible
 from pellucid.family.json_config import Config
 from pellucid.html.listing import Listed, Listing
+from pellucid.names.calls import named_arguments
+from pellucid.schema import POSITIONS, Axis, coordinate
 from pellucid.text.tokenizer import Tokenizer
 
 _MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()

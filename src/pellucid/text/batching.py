@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pellucid.check import require_one_of
 from pellucid.errors import InputError, ShapeError, shown
-from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.family.json_config import Config
+from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.numerics.products import is_batched
 from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs, mask_beside

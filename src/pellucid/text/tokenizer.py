@@ -12,10 +12,10 @@ import tokenizers
 from torch import Tensor
 
 from pellucid import atomic
-from pellucid.names.attributes import TOKENIZER, TOKENIZER_CLASS, unknown_attribute
 from pellucid.check import as_whole, path_of
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, NotFoundError, WeightsError, shown, warn
+from pellucid.names.attributes import TOKENIZER, TOKENIZER_CLASS, unknown_attribute
+from pellucid.names.calls import named_arguments
 from pellucid.text import tokenizer_files
 from pellucid.text.borrowed import one_token, text_behind
 from pellucid.text.ids import listed

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pellucid.names.calls import named_arguments
 from pellucid.errors import MOST_PRINTED, ConfigError, InputError, printable
+from pellucid.names.calls import named_arguments
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
 from pellucid.ties.output_head import OptimizerFindings, compare_optimizer

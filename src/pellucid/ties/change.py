@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pellucid.names.calls import named_arguments
 from pellucid.errors import WeightsError
+from pellucid.names.calls import named_arguments
 from pellucid.numerics.rounding import same_numbers
 from pellucid.ties import saving
 from pellucid.ties.memory import Named

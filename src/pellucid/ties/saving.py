@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pellucid import atomic
 from pellucid.check import path_of
-from pellucid.names.calls import SAVING, named_arguments
 from pellucid.errors import InputError, PellucidWarning, WeightsError
+from pellucid.names.calls import SAVING, named_arguments
 from pellucid.numerics.rounding import same_numbers
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.audit import TieAudit, audit_ties

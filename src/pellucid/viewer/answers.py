@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pellucid import attribution, lens, metrics
-from pellucid.schema import Axis
 from pellucid.extras import need
 from pellucid.generate.generation import Token
 from pellucid.generate.request import generator_of
@@ -23,6 +22,7 @@ from pellucid.prove.compare import compare as compare_models
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region, take
+from pellucid.schema import Axis
 from pellucid.ties import audit_ties
 from pellucid.viewer import logit_blocks
 from pellucid.viewer.container import Trace

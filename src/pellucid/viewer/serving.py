@@ -19,9 +19,9 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from pellucid.check import require_whole
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError
 from pellucid.extras import need
+from pellucid.names.calls import named_arguments
 from pellucid.run.model import CkptedTransformer
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.text.batch import Inputs

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from pellucid.names import aliases
 from pellucid._version import __version__
 from pellucid.errors import InputError, NumericsError
-from pellucid.metrics import Token, token_ids
 from pellucid.family.network import Network
+from pellucid.metrics import Token, token_ids
+from pellucid.names import aliases
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer

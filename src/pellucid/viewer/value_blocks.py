@@ -10,8 +10,8 @@ import torch
 
 from pellucid import measure
 from pellucid.attribution.reading import doubles, place_of
-from pellucid.schema import ATTENTION, HIDDEN
 from pellucid.measure.head_scores import PATTERN, Attended, Keys
+from pellucid.schema import ATTENTION, HIDDEN
 from pellucid.viewer.container import Array, TraceBlock
 from pellucid.viewer.one_text import MOST_SQUARE, OneText
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from pellucid import atomic, plot
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, MissingExtraError, shown, visible
 from pellucid.extras import need
+from pellucid.family.network import Network
 from pellucid.html.page import save_html
 from pellucid.metrics import Token
-from pellucid.family.network import Network
+from pellucid.names.calls import named_arguments
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer

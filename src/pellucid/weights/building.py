@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import WeightsError, shown, warn
-from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.family.json_config import Config
 from pellucid.family.layout import HEAD
-from pellucid.numerics.products import DTYPES, Execution
 from pellucid.family.part import is_finite
+from pellucid.generate.generation_settings import GenerationSettings
+from pellucid.numerics.products import DTYPES, Execution
 from pellucid.weights.importing import Imported
 from pellucid.weights.leftovers import described, listed
 

@@ -12,19 +12,19 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pellucid.generate import generation_settings
 from pellucid.errors import WeightsError, warn
 from pellucid.extras import need
 from pellucid.family.families import FAMILIES, family_of
-from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.family.json_config import Config
-from pellucid.numerics.products import ordinary_tensors
-from pellucid.weights.own_file import write_tensors
 from pellucid.family.part import put_buffers, require_numbers
+from pellucid.generate import generation_settings
+from pellucid.generate.generation_settings import GenerationSettings
+from pellucid.numerics.products import ordinary_tensors
 from pellucid.weights import foreign, living, saves
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import from_ours
+from pellucid.weights.own_file import write_tensors
 
 
 @ordinary_tensors()

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pellucid.names.calls import named_arguments
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest, shown
+from pellucid.names.calls import named_arguments
 from pellucid.weights import manifests
 from pellucid.weights.hub_answers import ALIASES, again, explain, no_name, no_such_name
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pellucid.family.config import AT_LOADING
 from pellucid.errors import ConfigError, WeightsError, printable, shown
+from pellucid.family.config import AT_LOADING
 from pellucid.family.json_config import Config
 from pellucid.family.part import require_numbers
 from pellucid.family.rotary import FREQUENCIES, Rotary

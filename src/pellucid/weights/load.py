@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest, printable, shown
 from pellucid.family.families import FAMILIES, class_for, config_named, config_of
-from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.family.json_config import Config
 from pellucid.family.layout import EMBED, HEAD
+from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.numerics.products import DTYPES, ordinary_tensors
 from pellucid.text import tokenizer_files
 from pellucid.weights import hub, saves

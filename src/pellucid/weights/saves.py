@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid import atomic
-from pellucid.family.config import SAVE_ID
 from pellucid.errors import PellucidError, WeightsError
-from pellucid.weights.own_file import read_metadata, rewrite
+from pellucid.family.config import SAVE_ID
 from pellucid.weights.manifests import reading, unreadable
+from pellucid.weights.own_file import read_metadata, rewrite
 
 CONFIG = "config.json"
 _BESIDE = "pellucid_files"

@@ -13,13 +13,12 @@ from torch import Tensor
 
 import pellucid as pl
 from pellucid import atomic
-from pellucid.schema import LETTERS, Axis
 from pellucid.cli.shared.options import Wish
 from pellucid.cli.shared.screen import show
 from pellucid.cli.shared.widths import Column, Flow, Grid
 from pellucid.errors import InputError, visible
 from pellucid.extras import need
-from pellucid.schema import Point
+from pellucid.schema import LETTERS, Axis, Point
 
 BAR_WIDTH = 30
 _EIGHTHS = " ▏▎▍▌▋▊▉"

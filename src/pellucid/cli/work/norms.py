@@ -11,7 +11,6 @@ import numpy as np
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.schema import coordinate
 from pellucid.cli.shared.options import parse_ids
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import (
@@ -31,6 +30,7 @@ from pellucid.corpus.sink import Sink, feed
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import capture_pattern
+from pellucid.schema import coordinate
 
 if TYPE_CHECKING:
     import xarray

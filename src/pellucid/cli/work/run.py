@@ -8,7 +8,6 @@ import torch
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.names.aliases import selected
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import (
     LEGEND,
@@ -25,6 +24,7 @@ from pellucid.cli.shared.tables import (
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Run
 from pellucid.errors import visible
+from pellucid.names.aliases import selected
 
 
 @dataclass(frozen=True)

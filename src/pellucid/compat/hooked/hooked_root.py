@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pellucid.compat.hooked.hook_tap import Hook, HookPoint
 from pellucid.compat.hooked.hooked_names import Slice
-from pellucid.names.calls import refuse_unknown
 from pellucid.errors import UnknownNameError, nearest
+from pellucid.names.calls import refuse_unknown
 
 Where = str | Callable[[str], bool]
 """One hook point by its name, or all those for whose names a function is true."""

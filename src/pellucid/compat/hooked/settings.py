@@ -9,8 +9,8 @@ from typing import Any, Self, cast
 import tokenizers
 import torch
 
-from pellucid.family.blocks import Norm
 from pellucid.errors import ConfigError, InputError, shown
+from pellucid.family.blocks import Norm
 from pellucid.family.families import config_of, family_of
 from pellucid.family.json_config import Config
 from pellucid.open import from_hf, load

@@ -11,14 +11,14 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from pellucid.compat.folding import fold
 from pellucid.compat.hooked.activation_cache import ActivationCache
 from pellucid.compat.hooked.hook_tap import HookPoint, points_of
 from pellucid.compat.hooked.hooked_generation import HookedGeneration, lm_cross_entropy_loss
 from pellucid.compat.hooked.settings import HookedTransformerConfig, as_ours, described, fresh, opened, refuse
 from pellucid.compat.hooked.stacked_weights import tree
-from pellucid.names.calls import named_arguments
 from pellucid.errors import InputError, shown, warn
-from pellucid.compat.folding import fold
+from pellucid.names.calls import named_arguments
 from pellucid.run.model import CkptedTransformer
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.text.tokenizer import Tokenizer
