@@ -8,19 +8,20 @@ head, say, with its LayerNorm, and everything behind it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.attribution.gradient import agreement, differentiable, embeddings_moved, gradients_of
+from pellucid.attribution.gradient import agreement, differentiable, gradient_run
+from pellucid.axes import RESIDUAL
 from pellucid.check import require_whole
 from pellucid.circuits.ablations import KINDS, Ablations, Choices
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
-from pellucid.names.calls import named_arguments
+from pellucid.patching.paths import MLP_OUT, Z
 from pellucid.patching.sweeps import Direction, Texts, require_room
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     import xarray
 
 HEARD = ("attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v")
-Z, MLP_OUT = "attn.ckpt_z", "mlp.ckpt_mlp_out"
 ATTN_NORM, MLP_NORM = "ln1.ckpt_normalized", "ln2.ckpt_normalized"
 
 
@@ -85,6 +85,7 @@ def edges(
         (Frozen({'sender': 21, 'receiver': 53}), 'blocks.3.attn[0]')
     """
     steps, check = require_whole("edges: steps", steps, at_least=1), require_whole("edges: check", check)
+    seed = require_whole("edges: seed", seed)
     pair, schema = Texts.of(model, clean, corrupted, direction, None), model.schema
     pair.require_equal_lengths("edges", "Give texts of equal length; pl.attribution.gradient takes align= for others.")
     blocks = range(len(schema.blocks))
@@ -100,9 +101,9 @@ def edges(
     senders = list(_senders(model, change))
     heard = list(_readers(model, metric, logits, own))
     for step in range(1, steps):
-        moved = _run(model, pair.base, (), embeddings_moved(change["ckpt_embed"], step / steps))
-        found = _readers(model, metric, *moved)
-        heard = [a.plus(b) for a, b in zip(heard, found, strict=True)]
+        moved = Edit.add("ckpt_embed", step / steps * change["ckpt_embed"])
+        further = _readers(model, metric, *_run(model, pair.base, (), [moved]))
+        heard = [replace(a, gradient=a.gradient + b.gradient) for a, b in zip(heard, further, strict=True)]
     scores = torch.stack([_scored(sender, heard, schema) for sender in senders]) / (steps * len(pair.base))
     values, names = scores.double().cpu().numpy(), ([s.name for s in senders], [r.name for r in heard])
     about |= {"direction": direction, "steps": steps, "title": "edges by gradients", "unchanged": 0.0}
@@ -145,10 +146,6 @@ class _Reader:
     point: str  # the checkpoint of the stream that it reads
     gradient: Tensor  # [B, P, D], dm/d(the stream there), through this reader alone
 
-    def plus(self, other: _Reader) -> _Reader:
-        """The sum of the gradients of two runs."""
-        return _Reader(self.name, self.point, self.gradient + other.gradient)
-
 
 def _senders(model: CkptedTransformer, change: Mapping[str, Tensor]) -> Iterator[_Sender]:
     yield _Sender("embeddings", "ckpt_embed", change["blocks.0.resid_pre"])
@@ -177,9 +174,7 @@ def _run(
 ) -> tuple[Tensor, ActivationCkpts]:
     """A run on the path of its gradient, with what readers need and some other values."""
     streams, inner = _streams_and_inner(model.schema)
-    logits, ckpts = model.run_with_ckpts(batch, names=[*streams, *inner, *kept], edits=edits, grads=True)
-    assert logits is not None, "the run was not stopped"
-    return logits, ckpts
+    return gradient_run(model, batch, [*streams, *inner, *kept], edits)
 
 
 def _readers(model: CkptedTransformer, metric: Metric, logits: Tensor, ckpts: ActivationCkpts) -> Iterator[_Reader]:
@@ -189,8 +184,8 @@ def _readers(model: CkptedTransformer, metric: Metric, logits: Tensor, ckpts: Ac
     total = differentiable(metric, logits, ckpts.batch).sum()
     last = streams[-1]
     wanted = [*inner, last]
-    found = gradients_of(total, [ckpts[name] for name in wanted], again=True)
-    gradients = {n: torch.zeros_like(ckpts[n]) if g is None else g for n, g in zip(wanted, found, strict=True)}
+    found = torch.autograd.grad(total, [ckpts[name] for name in wanted], retain_graph=True, materialize_grads=True)
+    gradients = dict(zip(wanted, found, strict=True))  # 0 for what the metric does not depend on
     for i in range(len(schema.blocks)):
         for kind in HEARD:
             name, letter = f"blocks.{i}.{kind}", kind[-1]
@@ -208,7 +203,10 @@ def _through(name: str, norm: str, back: Tensor, ckpts: ActivationCkpts, streams
     """A reader whose gradient behind its norm is known: the stream that the norm reads, and the gradient there."""
     order = ckpts.schema.names.index
     for stream in reversed([one for one in streams if order(one) < order(norm)]):
-        (found,) = gradients_of(ckpts[norm], [ckpts[stream]], back=back, again=True)
+        (found,) = cast(
+            "tuple[Tensor | None]",
+            torch.autograd.grad(ckpts[norm], [ckpts[stream]], back, retain_graph=True, allow_unused=True),
+        )
         if found is not None:
             return _Reader(name, stream, found)
     raise AssertionError(f"{norm} reads no residual stream")

@@ -24,6 +24,7 @@ from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Put, Roles
 from pellucid.patching.sweeps import Direction, Measured, Texts, patches, require_room, results
+from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     import xarray
 
 Rules = Literal["plain", "atp", "relp"]
-PATTERN = "attn.ckpt_pattern"
 QUERY, KEY = "attn.ckpt_q", "attn.ckpt_k"
 
 
@@ -89,8 +89,8 @@ def gradient(
         square of their difference.
 
     Raises:
-        InputError: As for `sweep`; also for "atp" along neurons or with several steps, or for "relp" of queries,
-            keys, scores, patterns or scaled values, which it holds constant.
+        InputError: As for `sweep`; also for "atp" with several steps, or for "relp" of queries, keys, scores, patterns
+            or scaled values, which it holds constant.
         NumericsError: If no gradient goes through the metric.
 
     Example:
@@ -103,18 +103,17 @@ def gradient(
         (Frozen({'layer': 4, 'head': 4}), True)
     """
     steps = require_whole("gradient: steps", steps, at_least=1)
-    _require_choices(along, rules, steps, over)
+    check, seed = require_whole("gradient: check", check), require_whole("gradient: seed", seed)
     pair = Texts.of(model, clean, corrupted, direction, align)
     cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
-    if rules == "relp":
-        _require_a_share(cells.names)
+    _require_choices(along, rules, steps, cells.names)
     estimate = Gradients(model, metric, pair, cells, rules, along)
     found = estimate.array(estimate.through_softmax() if rules == "atp" else estimate.products(steps, along))
     title = f"{', '.join(cells.kinds)}, {pair.taken} into {pair.into}, by gradients"
     about = {"checkpoint": ", ".join(cells.kinds), "direction": direction, "steps": steps, "along": along,
              "rules": rules, **estimate.about, "title": title, "unchanged": 0.0}  # fmt: skip
     if check:
-        about |= _checked(estimate.base, cells, estimate.source, found, require_whole("gradient: check", check), seed)
+        about |= _checked(estimate.base, cells, estimate.source, found, check, seed)
     unchanged = np.zeros(found.shape[-1])
     return Measured(cells, found, ~np.isnan(found), unchanged).labelled("gradient", about, per_text=per_text)
 
@@ -136,12 +135,14 @@ class Gradients:
         self.model, self.metric, self.batch, self.cells, self.rules = model, metric, pair.base, cells, rules
         self.axes, self._base_is = model.schema.axes, f"the {pair.into} run"
         self._differences: dict[str, Tensor] = {}
-        names = dict.fromkeys((*cells.names, *(("ckpt_embed",) if along == "inputs" else ())))
-        watched = list(dict.fromkeys((*names, *(self.patterns.values() if rules == "atp" else ()))))
+        names = tuple(dict.fromkeys((*cells.names, *(("ckpt_embed",) if along == "inputs" else ()))))
+        asked = [name for name in cells.names if rules == "atp" and name.endswith((QUERY, KEY))]
+        self.scored = {name: tuple(f"{name.rpartition('.')[0]}.ckpt_{one}" for one in ("q", "k", "pattern"))
+                       for name in asked}  # fmt: skip
+        watched = list(dict.fromkeys((*names, *(one for three in self.scored.values() for one in three))))
         self._room = require_room(model, pair.base, pair.source, names, metric, None)
         warn_of_dropout(model, "gradient")
-        of_source, source = self._run_source(pair, watched)
-        self.source = {name: source[name] for name in names}
+        of_source = self._run_source(pair, watched, names)
         logits, values = self._run(watched, ())
         of_base = measured(metric, logits, pair.base, of=self._base_is)
         self.about = pair.about(model, metric, of_base, of_source)
@@ -152,12 +153,6 @@ class Gradients:
     def base(self) -> Base:
         """The base run again, from which others differ."""
         return Base(self.model, self.batch, self.metric, of=self._base_is, max_bytes=self._room)
-
-    @property
-    def patterns(self) -> dict[str, str]:
-        """The pattern that the queries or keys of each checkpoint make."""
-        return {name: name.rpartition(".")[0].removesuffix(".attn") + f".{PATTERN}" for name in self.cells.names
-                if name.endswith((QUERY, KEY))}  # fmt: skip
 
     def array(self, found: Mapping[tuple[int, ...], Tensor]) -> np.ndarray[Any, Any]:
         """[*cells.shape, B] of the estimates [B] of each cell; NaN where there is none, or a text has no token."""
@@ -182,9 +177,13 @@ class Gradients:
     def through_softmax(self) -> dict[tuple[int, ...], Tensor]:
         """The same, but queries and keys by the change of the pattern that they make."""
         plain = self.products(1, "node")
-        for name, pattern in self.patterns.items():
+        for name, (query, key, pattern) in self.scored.items():
             cells = [cell for cell in self.cells if name in cell.names]
-            trials = [Rerun((Put(name, self.source[name], c.columns, c.heads, c.neurons),), whole=True) for c in cells]
+            # The pattern is made of the base's own queries and keys, put there: those of another run would differ by
+            # rounding, and a patch of equal values would seem to change it.
+            own = tuple(Put(one, self.values[one]) for one in (query, key))
+            trials = [Rerun((*own, Put(name, self.source[name], c.columns, c.heads, c.neurons)), whole=True)
+                      for c in cells]  # fmt: skip
             for number, values in self.base.captured(trials, [pattern]):
                 change = ((values[pattern] - self.values[pattern]) * self.gradients[pattern]).flatten(1).sum(1)
                 cell = cells[number]
@@ -202,10 +201,10 @@ class Gradients:
     def _gradients(self, names: Sequence[str], steps: int, along: str) -> dict[str, Tensor]:
         """dm/dvalue of each of these checkpoints by itself, averaged over the steps."""
         if along == "inputs":
-            return self._averaged(names, steps, self._inputs_moved)
+            return self._averaged(names, steps, lambda share: self._moved("ckpt_embed", share))
         if steps == 1:
             return self._at(names, ())
-        each = (self._averaged([name], steps, lambda k, name=name: self._added(name, k)) for name in names)
+        each = (self._averaged([name], steps, lambda share, name=name: self._moved(name, share)) for name in names)
         return {name: gradient for found in each for name, gradient in found.items()}
 
     def _cut(self, cell: SweepCell, steps: int, along: str) -> dict[str, Tensor]:
@@ -215,8 +214,8 @@ class Gradients:
         """
 
         def edits(share: float) -> list[Edit]:
-            moved = self._inputs_moved(share) if along == "inputs" else []
-            return [*moved, *(self._constant(name, cell, 0.0 if moved else share) for name in cell.names)]
+            inputs = self._moved("ckpt_embed", share) if along == "inputs" else []
+            return [*inputs, *(self._constant(name, cell, 0.0 if inputs else share) for name in cell.names)]
 
         return self._averaged(cell.names, steps, edits)
 
@@ -227,11 +226,9 @@ class Gradients:
         moved = share * self._difference(name)
         return Edit.apply(name, lambda value: torch.where(part.bool(), value.detach() + moved, value))
 
-    def _added(self, name: str, share: float) -> list[Edit]:
+    def _moved(self, name: str, share: float) -> list[Edit]:
+        """Edits that move a value a share of the way to the source's."""
         return [Edit.add(name, share * self._difference(name))] if share else []
-
-    def _inputs_moved(self, share: float) -> list[Edit]:
-        return embeddings_moved(self._difference("ckpt_embed"), share)
 
     def _averaged(self, names: Sequence[str], steps: int, edits: Callable[[float], list[Edit]]) -> dict[str, Tensor]:
         """The gradients in runs with the edits of each share k / steps, averaged."""
@@ -242,31 +239,38 @@ class Gradients:
         """dm/dvalue of some checkpoints in one run; without edits it is the base run, which was made."""
         return self._back(*self._run(names, edits)) if edits else {name: self.gradients[name] for name in names}
 
-    def _run_source(self, pair: Texts, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The metric [B] of the source, and its values; its graph goes when this returns.
+    def _run_source(self, pair: Texts, watched: Sequence[str], kept: Sequence[str]) -> Tensor:
+        """Keep the source's values, and return its metric [B]; its graph goes when this returns.
 
         Layers that are watched run explicitly on the path of the gradient alone. So the source takes it, too: where
         the texts are alike, source - base is 0, not rounding.
         """
-        logits, ckpts = self.model.run_with_ckpts(pair.source, names=list(names), grads=True)
-        assert logits is not None, "the run was not stopped"
-        metric = measured(self.metric, logits, pair.source, of=f"the {pair.taken} run")
-        return metric, {name: value.detach() for name, value in ckpts.items()}
+        logits, ckpts = gradient_run(self.model, pair.source, watched)
+        self.source = {name: ckpts[name].detach() for name in kept}
+        return measured(self.metric, logits, pair.source, of=f"the {pair.taken} run")
 
     def _run(self, names: Sequence[str], edits: Sequence[Edit]) -> tuple[Tensor, dict[str, Tensor]]:
         """The logits of a run and the values of some checkpoints, on the path of the gradient."""
         relevance = Relevance(self.model) if self.rules == "relp" else None
         ruled = [] if relevance is None else relevance.edits(names)
-        logits, ckpts = self.model.run_with_ckpts(self.batch, names=list(names), edits=[*edits, *ruled], grads=True)
-        assert logits is not None, "the run was not stopped"
+        logits, ckpts = gradient_run(self.model, self.batch, names, [*edits, *ruled])
         kept: Mapping[str, Tensor] = ckpts if relevance is None else relevance.seen
         return logits, {name: kept[name] for name in names}
 
     def _back(self, logits: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """dm/dvalue of the values of a run."""
-        found = gradients_of(differentiable(self.metric, logits, self.batch).sum(), list(values.values()))
-        each = zip(values.items(), found, strict=True)
-        return {name: torch.zeros_like(value) if given is None else given for (name, value), given in each}
+        """dm/dvalue of the values of a run; 0 for one that the metric does not depend on."""
+        metric = differentiable(self.metric, logits, self.batch).sum()
+        found = torch.autograd.grad(metric, list(values.values()), materialize_grads=True)
+        return dict(zip(values, found, strict=True))
+
+
+def gradient_run(
+    model: CkptedTransformer, batch: Batch, names: Sequence[str], edits: Sequence[Edit] = ()
+) -> tuple[Tensor, ActivationCkpts]:
+    """The logits of a run and what was asked for, on the path of the gradient."""
+    logits, ckpts = model.run_with_ckpts(batch, names=list(names), edits=edits, grads=True)
+    assert logits is not None, "the run was not stopped"
+    return logits, ckpts
 
 
 def differentiable(metric: Metric, logits: Tensor, batch: Batch) -> Tensor:
@@ -279,21 +283,6 @@ def differentiable(metric: Metric, logits: Tensor, batch: Batch) -> Tensor:
             remedy="Return a tensor that is computed from the logits, without .detach(), argmax or numpy.",
         )
     return given
-
-
-def gradients_of(
-    value: Tensor, of: Sequence[Tensor], *, back: Tensor | None = None, again: bool = False
-) -> list[Tensor | None]:
-    """The gradients of a number, or of a tensor given its gradient `back`; None for what it does not depend on.
-
-    `again` keeps the graph for another call.
-    """
-    return list(torch.autograd.grad(value, list(of), back, retain_graph=again, allow_unused=True))
-
-
-def embeddings_moved(difference: Tensor, share: float) -> list[Edit]:
-    """Edits that move the input embeddings a share of the way to the source's."""
-    return [Edit.add("ckpt_embed", share * difference)] if share else []
 
 
 def _summed(value: Tensor, axes: Sequence[Axis], cell: SweepCell) -> Tensor:
@@ -309,7 +298,7 @@ def _summed(value: Tensor, axes: Sequence[Axis], cell: SweepCell) -> Tensor:
     return value.new_zeros(len(value)).index_add(0, cell.columns.rows.to(value.device), taken)
 
 
-def _require_choices(along: str, rules: str, steps: int, over: Sequence[str]) -> None:
+def _require_choices(along: str, rules: str, steps: int, names: Sequence[str]) -> None:
     remedy = "Give along='node' to move each value by itself, 'inputs' to move the input embeddings."
     require_one_of("gradient: along", along, ("node", "inputs"), code="gradient-along", remedy=remedy)
     remedy = (
@@ -323,12 +312,8 @@ def _require_choices(along: str, rules: str, steps: int, over: Sequence[str]) ->
             code="gradient-rules",
             remedy="Leave steps out, or give rules='plain'.",
         )
-
-
-def _require_a_share(names: Sequence[str]) -> None:
-    """Raise `InputError` if one of these lies inside of what RelP holds constant."""
     held = [name for name in names if name.endswith(HELD)]
-    if held:
+    if rules == "relp" and held:
         raise InputError(
             f"gradient: rules='relp' holds patterns and the divisors of norms constant, so {held[0]!r} has no share.",
             code="gradient-rules",
