@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pellucid.check import require_one_of
+from pellucid.aliases import Names
+from pellucid.axes import POSITIONS, Axis
+from pellucid.check import require_one_of, require_whole
 from pellucid.errors import InputError
 from pellucid.metrics import Metric
 from pellucid.names.aliases import Names
@@ -144,7 +146,7 @@ class Ablated:
             warn_of_dropout(model, "ablation")
         run = Base(model, batch, metric, names if known is batch else kept, of="the plain run", max_bytes=room)
         values = run.values if known is batch else model.run_with_ckpts(known, names=list(names))[1]
-        put, axes = Ablation(how, known, batch, seed), model.schema.axes
+        put, axes = Ablation(how, known, batch, require_whole("ablate: seed", seed)), model.schema.axes
         return cls(run, {name: put.value(name, value, axes[name]) for name, value in values.items()}, how)
 
     def about(self, title: str) -> dict[str, Any]:

@@ -220,7 +220,7 @@ class _Random:
 
     def measured(self, draws: int, seed: int, about: Mapping[str, Any], *, per_text: bool) -> xarray.DataArray:
         """The metric after each of so many changes."""
-        draws = require_whole("draws", draws, at_least=1)
+        draws, seed = require_whole("draws", draws, at_least=1), require_whole("seed", seed)
         random = torch.Generator().manual_seed(seed)
         with told(UNMEASURED):
             changing = [puts for puts in self.changes if any(map(self._changes, puts))]

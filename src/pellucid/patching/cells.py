@@ -21,6 +21,8 @@ from pellucid.text.batch import Batch
 OVER = ("layer", "head", "pos", "neuron")
 """What a sweep can go over, beside several checkpoints."""
 
+_KINDS = {"head": (Axis.HEAD,), "pos": POSITIONS, "neuron": NEURONS}
+
 
 EVERYTHING = Region()
 """No limit to a patch."""
@@ -67,8 +69,8 @@ class Cells:
         part: Region = EVERYTHING, roles: Roles | None = None,
     ) -> None:  # fmt: skip
         self._schema, self._base, self._source, self.part = schema, base, source, part
-        several = not isinstance(names, str) and not (isinstance(names, tuple) and not _all_texts(names))
-        given = list(names) if several else [names]
+        several = isinstance(names, Iterable) and not isinstance(names, str) and not _is_one(names)
+        given = (list(names) if several else []) or [names]
         self.over = _require_over(over)
         self.kinds = {_label(name, schema): self._by_layer(name) for name in given}
         self._roles = roles
@@ -132,17 +134,11 @@ class Cells:
 
     def _require_axes(self) -> None:
         """Refuse an axis or a part that a checkpoint does not have."""
-        wanted = {"head": (Axis.HEAD,), "pos": POSITIONS, "neuron": NEURONS}
         limited = {"head": self.part.heads, "pos": self.part.pos, "neuron": self.part.neurons}
         for label, by_layer in self.kinds.items():
-            axes = self._schema[next(iter(by_layer.values()))].axes
-            for axis, candidates in wanted.items():
-                if (axis in self.over or limited[axis] is not None) and not set(candidates) & set(axes):
-                    raise InputError(
-                        f"{label}: {axis!r} was asked for, but its axes are ({', '.join(axes)}).",
-                        code="no-such-axis",
-                        remedy="Choose a checkpoint that has that axis, or leave it out.",
-                    )
+            for axis, limit in limited.items():
+                if axis in self.over or limit is not None:
+                    _axis_of(self._schema, next(iter(by_layer.values())), axis, label)
             if "layer" in self.over and -1 in by_layer:
                 raise InputError(
                     f"{label}: 'layer' was asked for, but it is outside the blocks.",
@@ -211,21 +207,19 @@ class Cells:
         )
 
 
-_KINDS = {"head": (Axis.HEAD,), "neuron": NEURONS}
-
-
 def _label(name: aliases.Name, schema: Schema) -> str:
     kind, block = aliases.kind_and_block(name, schema)
     return kind if block in (None, "*") else f"blocks.{block}.{kind}"
 
 
-def _all_texts(names: tuple[Any, ...]) -> bool:
-    return all(isinstance(name, (str, tuple)) for name in names)
+def _is_one(names: Iterable[Any]) -> bool:
+    """Whether a tuple is one name, such as ("pattern", 0)."""
+    return isinstance(names, tuple) and not all(isinstance(part, (str, tuple)) for part in names)
 
 
-def _require_over(over: Sequence[str]) -> tuple[str, ...]:
-    given = (over,) if isinstance(over, str) else tuple(over)
-    if len(set(given)) < len(given) or any(axis not in OVER for axis in given):
+def _require_over(over: Any) -> tuple[str, ...]:
+    given = (over,) if isinstance(over, str) or not isinstance(over, Iterable) else tuple(over)
+    if any(axis not in OVER for axis in given) or len(set(given)) < len(given):
         raise InputError(
             f"over={shown(over)}, expected some of {', '.join(OVER)}, each once.",
             code="sweep-over",
@@ -268,11 +262,16 @@ def _joined(places: Sequence[Columns]) -> Columns:
 
 def size_of(schema: Schema, name: str, axis: str) -> int:
     """How many heads or neurons a checkpoint has."""
-    point = schema[name]
-    if (found := next((a for a in point.axes if a in _KINDS[axis]), None)) is None:
+    return schema.length_of(_axis_of(schema, name, axis, name), schema[name])
+
+
+def _axis_of(schema: Schema, name: str, axis: str, label: str) -> Axis:
+    """The axis of a checkpoint that a sweep goes over; messages call the checkpoint by its label."""
+    axes = schema[name].axes
+    if (found := next((a for a in axes if a in _KINDS[axis]), None)) is None:
         raise InputError(
-            f"{name}: {axis!r} was asked for, but its axes are ({', '.join(point.axes)}).",
+            f"{label}: {axis!r} was asked for, but its axes are ({', '.join(axes)}).",
             code="no-such-axis",
             remedy="Choose a checkpoint that has that axis, or leave it out.",
         )
-    return schema.length_of(found, point)
+    return found

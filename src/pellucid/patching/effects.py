@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pellucid.errors import InputError
-from pellucid.schema import Axis
+from pellucid.extras import need
 
 if TYPE_CHECKING:
     import xarray
+
+_BATCH = str(Axis.BATCH)
 
 
 def normalized(swept: xarray.DataArray) -> xarray.DataArray:
@@ -34,17 +37,18 @@ def normalized(swept: xarray.DataArray) -> xarray.DataArray:
         >>> round(float(pl.patching.normalized(swept)[-1]), 4)
         1.0
     """
-    sides = ("plain", "ablated") if "how" in swept.attrs else ("clean", "corrupted")
-    one, nothing = (_plain(swept, side) for side in sides)
+    by = "normalized"
+    sides = ("plain", "ablated") if "how" in _attrs(swept, by) else ("clean", "corrupted")
+    one, nothing = (_plain(swept, side, by) for side in sides)
     span = one - nothing
-    if np.any(span == 0):
+    if np.any(zero := np.asarray(span == 0)):
+        text = f" of text {int(swept[_BATCH].values.ravel()[zero.argmax()])}" if _keeps_texts(swept) else ""
         raise InputError(
-            f"normalized: the metric is the same in the {sides[0]} and in the {sides[1]} run"
-            + (f" of text {int(np.argmax(span == 0))}." if span.ndim else "."),
+            f"{by}: the metric is the same in the {sides[0]} and in the {sides[1]} run{text}.",
             code="nothing-to-normalize",
             remedy="Choose a metric or texts in which the two runs differ.",
         )
-    values = (swept.values - nothing) / span
+    values = ((swept - nothing) / span).transpose(*swept.dims).values
     unchanged = float("how" in swept.attrs or swept.attrs.get("direction") == "noise")
     return swept.copy(data=values).assign_attrs(units=f"share of {sides[0]} - {sides[1]}", unchanged=unchanged)
 
@@ -69,29 +73,41 @@ def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
         >>> pl.patching.effect_sizes(ablated).sizes
         Frozen({'layer': 4})
     """
-    batch = str(Axis.BATCH)
-    if batch not in swept.dims or swept.sizes[batch] < 2:
+    attrs, side = _attrs(swept, "effect_sizes"), "plain"
+    if _BATCH not in swept.dims or swept.sizes[_BATCH] < 2:
         raise InputError(
             "effect_sizes: an array of two texts or more is needed.",
             code="no-texts",
             remedy="Sweep several texts with per_text=True.",
         )
-    attrs, side = swept.attrs, "plain"
     if "direction" in attrs:
         side = "corrupted" if attrs["direction"] == "denoise" else "clean"
-    effects = swept - _plain(swept, side)
-    return (effects.mean(batch) / effects.std(batch, ddof=1)).assign_attrs(
-        attrs, units="standard deviations", unchanged=0.0
-    )
+    effects = swept - _plain(swept, side, "effect_sizes")
+    sizes = effects.mean(_BATCH) / effects.std(_BATCH, ddof=1)
+    return sizes.rename(swept.name).assign_attrs(attrs, units="standard deviations", unchanged=0.0)
 
 
-def _plain(swept: xarray.DataArray, side: str) -> Any:
-    """The metric of a plain run, for each text if the array keeps them."""
+def _attrs(swept: xarray.DataArray, by: str) -> Mapping[Any, Any]:
+    if not isinstance(swept, need("xarray", "pellucid.patching").DataArray):
+        raise _no_sweep(f"{by}: {type(swept).__name__} given, expected a labelled array.")
+    return swept.attrs
+
+
+def _keeps_texts(swept: xarray.DataArray) -> bool:
+    """Whether an array has its texts apart, or is of one that was taken from such an array."""
+    return _BATCH in swept.dims or _BATCH in swept.coords
+
+
+def _plain(swept: xarray.DataArray, side: str, by: str) -> Any:
+    """The metric of a plain run; of each text that is there, along their axis, if the array keeps them."""
     if side not in swept.attrs:
-        raise InputError(
-            f"an array without the attribute {side!r}, which is the metric of a plain run.",
-            code="nothing-to-normalize",
-            remedy="Give what pl.patching.sweep, path or ablate returned.",
-        )
-    by_text = str(Axis.BATCH) in swept.dims
-    return np.asarray(swept.attrs[f"{side}_by_text"] if by_text else swept.attrs[side], dtype=np.float64)
+        raise _no_sweep(f"{by}: an array without the attribute {side!r}, which is the metric of a plain run.")
+    if not _keeps_texts(swept):
+        return swept.attrs[side]
+    texts, every = swept[_BATCH], np.asarray(swept.attrs[f"{side}_by_text"], dtype=np.float64)
+    return need("xarray", "pellucid.patching").DataArray(every[texts.values], dims=texts.dims)
+
+
+def _no_sweep(what: str) -> InputError:
+    remedy = "Give what pl.patching.sweep, path or ablate returned."
+    return InputError(what, code="nothing-to-normalize", remedy=remedy)

@@ -239,7 +239,7 @@ def _several(places: Any, what: str) -> list[PathEnd]:
     """One place or several, checked."""
     is_pair = isinstance(places, tuple) and len(places) == 2
     one = is_pair and (isinstance(places[1], Mapping) or _head(places) is not None)
-    several = isinstance(places, (list, tuple)) and not one
+    several = isinstance(places, (list, tuple)) and len(places) and not one
     return [_place(place, what) for place in (places if several else [places])]
 
 

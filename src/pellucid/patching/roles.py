@@ -86,6 +86,8 @@ def _stretches(entries: Sequence[int]) -> Iterator[tuple[int, int]]:
 Tokens = tuple[int, ...]
 """Numbers of tokens of one text, from 0."""
 
+_PARTS = "Say which parts belong together: roles={'subject': ('Mary', 'John'), 'end': -1}."
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -169,6 +171,11 @@ def align(
         )
     if roles is None:
         names, pairs = _shared(*batches)
+    elif not isinstance(roles, Mapping) or not roles:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise _misfit(
+            f"align: roles={shown(roles)}, expected the name of each part with where it is.",
+            _PARTS,
+        )
     else:
         names = tuple(map(str, roles))
         pairs = [_given(name, where, batches) for name, where in roles.items()]
@@ -225,7 +232,7 @@ def _given(name: str, where: Any, batches: tuple[Batch, Batch]) -> tuple[tuple[T
 
 
 def _is_occurrence(where: tuple[Any, ...]) -> bool:
-    return isinstance(where[0], str) and as_whole(where[1]) is not None
+    return len(where) == 2 and isinstance(where[0], str) and as_whole(where[1]) is not None
 
 
 def _place(name: str, where: Any, pieces: Sequence[str]) -> Tokens:
@@ -246,7 +253,7 @@ def _place(name: str, where: Any, pieces: Sequence[str]) -> Tokens:
         )
     text = "".join(pieces)
     starts = [at for at in range(len(text)) if text.startswith(word, at)]
-    if not starts or (occurrence is None and len(starts) > 1) or (occurrence or 0) >= len(starts):
+    if not starts or (occurrence is None and len(starts) > 1) or not 0 <= (occurrence or 0) < len(starts):
         raise _misfit(
             f"align: {shown(name)} is {shown(word)}, which occurs {len(starts)} times in {shown(text)}.",
             f"Say which occurrence is meant, from 0: ({word!r}, 0)." if starts else "Give a word of the text.",
@@ -260,17 +267,10 @@ def _shared(clean: Batch, corrupted: Batch) -> tuple[tuple[str, ...], list[Any]]
     """Tokens that both texts of each pair share, and those between them if there are as many."""
     each = [_matched(a.tolist(), b.tolist()) for a, b in zip(clean.rows(), corrupted.rows(), strict=True)]
     count = min(map(len, each))
-    if any(len(found) != count for found in each):
-        raise _misfit(
-            f"align: the pairs of texts share between {count} and {max(map(len, each))} tokens, so that positions have "
-            "no number in common.",
-            "Say which parts belong together: roles={'subject': ('Mary', 'John'), 'end': -1}.",
-        )
-    if not count:
-        raise _misfit(
-            "align: the texts share no token.",
-            "Say which parts belong together: roles={'subject': ('Mary', 'John'), 'end': -1}.",
-        )
+    if not count or any(len(found) != count for found in each):
+        most = max(map(len, each))
+        some = f"the pairs of texts share between {count} and {most} tokens, so positions have no number in common"
+        raise _misfit(f"align: {some if most else 'the texts share no token'}.", _PARTS)
     pairs = [tuple(tuple((found[i][side],) for found in each) for side in (0, 1)) for i in range(count)]
     names = tuple(f"{clean.strings[0][each[0][i][0]]!r} {i}" for i in range(count))
     return names, pairs

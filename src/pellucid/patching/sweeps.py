@@ -32,6 +32,9 @@ from pellucid.text.batch import Batch, Inputs
 if TYPE_CHECKING:
     import xarray
 
+Direction = Literal["denoise", "noise"]
+UNMEASURED = "interrupted during the plain runs: nothing was measured"
+
 
 @dataclass(frozen=True)
 class SweepCost:
@@ -70,6 +73,7 @@ def estimate_sweep(
     *,
     over: Sequence[str],
     metric: Metric,
+    direction: Direction = "denoise",
     pos: Index = None,
     heads: Index = None,
     neurons: Index = None,
@@ -85,15 +89,14 @@ def estimate_sweep(
         ...     metric=pl.metrics.logit(" He"))
         20 runs in 1 batch, at most 2,663,045 bytes
     """
-    source, base = model.tokenize(clean), model.tokenize(corrupted)
-    roles = roles_of(align, model, source, base)
-    cells = Cells(model.schema, names, over, base, source, Region(pos, heads, neurons), roles)
-    room = require_room(model, base, source, cells.names, metric, max_bytes, cells.begin)
+    pair = Texts.of(model, clean, corrupted, direction, align)
+    cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
+    room = require_room(model, pair.base, pair.source, cells.names, metric, max_bytes, cells.begin)
     trials = [Rerun(cell.puts(dict.fromkeys(cell.names, torch.empty(0)))) for cell in cells]
-    sharing = Sharing.of(model, base, metric, room)
+    sharing = Sharing.of(model, pair.base, metric, room)
     batches = list(sharing.batches(trials))
-    most = max(sharing.bytes_of(len(together), min(trials[i].begin for i in together)) for together in batches)
-    kept = _kept(model, base, source, cells.names) + sharing.whole_logits
+    most = max((sharing.bytes_of(len(group), min(trials[i].begin for i in group)) for group in batches), default=0)
+    kept = _kept(model, pair.base, pair.source, cells.names) + sharing.whole_logits
     return SweepCost(len(trials), len(batches), kept, most)
 
 
@@ -133,10 +136,6 @@ def _kept(model: CkptedTransformer, base: Batch, source: Batch, names: Iterable[
     rows, columns = base.shape
     cache = KeyValueCache.bytes_needed(model.config, rows, columns, model.dtype)
     return estimate(model, source, list(names)).nbytes + stream + cache
-
-
-Direction = Literal["denoise", "noise"]
-UNMEASURED = "interrupted during the plain runs: nothing was measured"
 
 
 def sweep(
