@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 import torch
@@ -43,13 +43,17 @@ class FactoredMatrix:
 
     def __post_init__(self) -> None:
         left, right = self.left, self.right
-        if left.dim() < 2 or right.dim() < 2 or left.size(-1) != right.size(-2):
-            raise ShapeError(
-                f"FactoredMatrix: left {list(left.shape)} and right {list(right.shape)}, expected [..., I, R] and "
-                "[..., R, O].",
-                code="factors-misfit",
-                remedy="Give factors that can be multiplied: FactoredMatrix(left, right) stands for left @ right.",
-            )
+        if _is_matrix(left) and _is_matrix(right) and left.size(-1) == right.size(-2):
+            leading = zip(left.shape[-3::-1], right.shape[-3::-1], strict=False)
+            if all(m == n or 1 in (m, n) for m, n in leading):
+                return
+        given = [list(one.shape) if _is_matrix(one) else shown(one) for one in (left, right)]
+        raise ShapeError(
+            f"FactoredMatrix: left {given[0]} and right {given[1]}, expected [..., I, R] and [..., R, O] of "
+            "floating-point numbers, whose leading axes broadcast.",
+            code="factors-misfit",
+            remedy="Give factors that can be multiplied: FactoredMatrix(left, right) stands for left @ right.",
+        )
 
     @property
     def shape(self) -> torch.Size:
@@ -63,9 +67,9 @@ class FactoredMatrix:
         return self.left.size(-1)
 
     @property
-    def mT(self) -> FactoredMatrix:  # noqa: N802 (as tensors have it)
+    def mT(self) -> Self:  # noqa: N802 (as tensors have it)
         """The transpose of the last two axes."""
-        return FactoredMatrix(self.right.mT, self.left.mT)
+        return type(self)(self.right.mT, self.left.mT)
 
     T = mT
 
@@ -107,7 +111,7 @@ class FactoredMatrix:
         return torch.linalg.matrix_norm(triangle(self.left) @ triangle(self.right.mT).mT)
 
     @overload
-    def __matmul__(self, other: FactoredMatrix) -> FactoredMatrix: ...
+    def __matmul__(self, other: FactoredMatrix) -> Self: ...
     @overload
     def __matmul__(self, other: Any) -> Any: ...
     def __matmul__(self, other: Any) -> Any:
@@ -115,28 +119,32 @@ class FactoredMatrix:
         if isinstance(other, FactoredMatrix):
             self._require(other.left, -2, self.shape[-1], "on its right")
             inner = self.right @ other.left
-            if self.rank <= other.rank:
-                return FactoredMatrix(self.left, inner @ other.right)
-            return FactoredMatrix(self.left @ inner, other.right)
+            if self.rank < other.rank:
+                return type(self)(self.left, inner @ other.right)
+            return type(self)(self.left @ inner, other.right)
         given = self._operand(other, -2, self.shape[-1], "on its right")
         if given.dim() == 1:
-            return self.left @ (self.right @ given)
-        return FactoredMatrix(self.left, self.right @ given)
+            return (self.left @ (self.right @ given[:, None]))[..., 0]  # a column: leading axes are no rows
+        return type(self)(self.left, self.right @ given)
 
     def __rmatmul__(self, other: Any) -> Any:
         """The product of a vector [I] with this, which is a vector [..., O], or of a matrix [..., N, I]."""
         given = self._operand(other, -1, self.shape[-2], "on its left")
         if given.dim() == 1:
-            return (given @ self.left) @ self.right
-        return FactoredMatrix(given @ self.left, self.right)
+            return ((given @ self.left)[..., None, :] @ self.right)[..., 0, :]
+        return type(self)(given @ self.left, self.right)
 
     def _operand(self, other: Any, axis: int, size: int, where: str) -> Tensor:
-        """A vector or a matrix that fits, in the dtype and on the device of the factors."""
+        """A vector or a matrix that fits."""
         if not isinstance(other, (Tensor, np.ndarray)):
             raise self._misfit(shown(other), size, where)
-        given = torch.as_tensor(other).detach().to(self.left)
+        given = self._taken(torch.as_tensor(other))
         self._require(given, axis, size, where)
         return given
+
+    def _taken(self, given: Tensor) -> Tensor:
+        """A factor that was given, in the dtype and on the device of the others."""
+        return given.detach().to(self.left)
 
     def _require(self, given: Tensor, axis: int, size: int, where: str) -> None:
         if not given.dim() or given.size(max(axis, -given.dim())) != size:
@@ -153,6 +161,10 @@ class FactoredMatrix:
 
     def __repr__(self) -> str:
         return f"FactoredMatrix {list(self.shape)} of rank {self.rank}, {self.left.dtype}"
+
+
+def _is_matrix(given: object) -> bool:
+    return isinstance(given, Tensor) and given.dim() > 1 and given.is_floating_point()
 
 
 def triangle(matrix: Tensor) -> Tensor:

@@ -26,14 +26,7 @@ class FactoredMatrix(factored.FactoredMatrix):
     """
 
     def __init__(self, A: Tensor, B: Tensor) -> None:
-        try:
-            batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
-        except RuntimeError as error:
-            raise ShapeError(
-                f"FactoredMatrix: A {list(A.shape)} and B {list(B.shape)}, whose leading axes do not broadcast.",
-                code="factors-misfit",
-                remedy="Give factors [..., I, R] and [..., R, O] with the same leading axes.",
-            ) from error
+        batch = factored.FactoredMatrix(A, B).shape[:-2]
         super().__init__(A.expand(*batch, *A.shape[-2:]), B.expand(*batch, *B.shape[-2:]))
 
     @property
@@ -80,11 +73,6 @@ class FactoredMatrix(factored.FactoredMatrix):
     def ndim(self) -> int:
         """How many axes the product has."""
         return len(self.shape)
-
-    @property
-    def T(self) -> FactoredMatrix:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The transpose of the last two axes."""
-        return FactoredMatrix(self.right.mT, self.left.mT)
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """U [..., I, R], S [..., R] and, as in HookedTransformer, V [..., O, R], not its transpose."""
@@ -152,19 +140,8 @@ class FactoredMatrix(factored.FactoredMatrix):
         left, right = self.left[own], self.right[own]
         return FactoredMatrix(left[..., rows, :], right[..., columns])
 
-    def __matmul__(self, other: Any) -> Any:
-        if isinstance(other, Tensor) and other.dim() < 2:
-            return (self.left @ (self.right @ other[:, None]))[..., 0]
-        a, b = (other.left, other.right) if isinstance(other, factored.FactoredMatrix) else (other, None)
-        self._fits(a.shape[-2], self.rdim)
-        inner = self.right @ a
-        return FactoredMatrix(self.left, inner) if b is None else FactoredMatrix(self.left @ inner, b)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        if isinstance(other, Tensor) and other.dim() < 2:
-            return ((other @ self.left)[..., None, :] @ self.right)[..., 0, :]
-        self._fits(other.shape[-1], self.ldim)
-        return FactoredMatrix(other @ self.left, self.right)
+    def _taken(self, given: Tensor) -> Tensor:
+        return given  # as it is, with its gradient
 
     def __mul__(self, scalar: float | Tensor) -> FactoredMatrix:
         if isinstance(scalar, Tensor) and scalar.numel() != 1:
@@ -179,15 +156,6 @@ class FactoredMatrix(factored.FactoredMatrix):
 
     def __repr__(self) -> str:
         return f"FactoredMatrix: Shape({self.shape}), Hidden Dim({self.mdim})"
-
-    @staticmethod
-    def _fits(given: int, expected: int) -> None:
-        if given != expected:
-            raise ShapeError(
-                f"FactoredMatrix: a matrix of {given} rows or columns, expected {expected} where the two meet.",
-                code="factors-misfit",
-                remedy="Give a matrix that fits, or transpose it.",
-            )
 
 
 def composition_scores(left: FactoredMatrix, right: FactoredMatrix, broadcast_dims: bool = True) -> Tensor:
