@@ -9,6 +9,8 @@ from typing import Any, Self, cast
 import tokenizers
 import torch
 
+from pellucid.blocks import Norm
+from pellucid.check import as_whole
 from pellucid.errors import ConfigError, InputError, shown
 from pellucid.family.blocks import Norm
 from pellucid.family.families import config_of, family_of
@@ -18,6 +20,7 @@ from pellucid.run.model import CkptedTransformer
 from pellucid.text.borrowed import complete
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.text.tokenizer_files import Tokenizes
+from pellucid.weights.load import parse_dtype
 
 
 @dataclass
@@ -191,11 +194,33 @@ def fresh(cfg: HookedTransformerConfig, *, move_to_device: bool) -> CkptedTransf
 
 def opened(name: Any, hf_model: Any, device: Any, dtype: Any) -> CkptedTransformer:
     """The model that is meant: transformers', one of ours, or what `pellucid.load` opens."""
+    wanted = None if dtype is None else parse_dtype(dtype)
     if hf_model is not None:
-        return from_hf(hf_model).to("cpu" if device is None else device)
-    if isinstance(name, CkptedTransformer):
-        return name
-    return load(name, device="cpu" if device is None else device, dtype=dtype)
+        return from_hf(hf_model).to(device="cpu" if device is None else device, dtype=wanted)
+    if not isinstance(name, CkptedTransformer):
+        return load(name, device="cpu" if device is None else device, dtype="float32" if dtype is None else dtype)
+    asked = {"device": None if device is None else torch.empty(0, device=device).device, "dtype": wanted}
+    other = [word for word, value in asked.items() if value not in (None, getattr(name, word))]
+    if other:
+        raise InputError(
+            f"HookedTransformer.from_pretrained: {other[0]}={asked[other[0]]}, but the model that was given is on "
+            f"{name.device} in {name.dtype} and stays as it is.",
+            code="hooked-unsupported",
+            remedy=f"Leave {other[0]}= out, and move the model before: model.to({other[0]}=...).",
+        )
+    return name
+
+
+def block_of(number: Any, layers: int, what: str) -> int:
+    """A block counted from 0; the number of blocks stands for the end."""
+    found = as_whole(number)
+    if found is None or not -layers <= found <= layers:
+        raise InputError(
+            f"{what}={shown(number)}, expected a block from 0 to {layers}.",
+            code="hooked-layer",
+            remedy="Negative ones count from the end.",
+        )
+    return found % layers if found < 0 else found
 
 
 def as_ours(given: Any) -> Any:

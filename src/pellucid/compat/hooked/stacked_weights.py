@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from pellucid.check import require_one_of
 from pellucid.compat.hooked.hook_tap import HookPoint
 from pellucid.compat.hooked.hooked_factored import FactoredMatrix, composition_scores
-from pellucid.compat.hooked.tokens import Tokens
+from pellucid.compat.hooked.settings import HookedTransformerConfig
 from pellucid.errors import ShapeError
+from pellucid.run.model import CkptedTransformer
 
 
 class Mirror(nn.Module):
@@ -146,9 +147,11 @@ _STACKED = {
 """Parameters of every block -> the module that has them and their name there."""
 
 
-class StackedWeights(Tokens):
+class StackedWeights(nn.Module):
     """The parameters of a model, those of the blocks stacked, [L, ...]."""
 
+    model: CkptedTransformer
+    cfg: HookedTransformerConfig
     unembed: nn.Module
 
     def __getattr__(self, name: str) -> Any:
@@ -217,11 +220,3 @@ class StackedWeights(Tokens):
         for name in names:
             total = total + self.model.parameter(name) if name in self.model.parameter_names else total
         return total
-
-    def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
-        """Columns of `W_U`, [..., D], of a token's text or of ids of any shape."""
-        if isinstance(tokens, str):
-            tokens = self.to_single_token(tokens)
-        ids = torch.as_tensor(tokens, device=self.W_U.device)
-        ids = ids[..., 0] if ids.dim() and ids.numel() == 1 else ids
-        return self.W_U.t()[ids]

@@ -14,9 +14,19 @@ from torch import Tensor
 from pellucid.compat.folding import fold
 from pellucid.compat.hooked.activation_cache import ActivationCache
 from pellucid.compat.hooked.hook_tap import HookPoint, points_of
-from pellucid.compat.hooked.hooked_generation import HookedGeneration, lm_cross_entropy_loss
-from pellucid.compat.hooked.settings import HookedTransformerConfig, as_ours, described, fresh, opened, refuse
-from pellucid.compat.hooked.stacked_weights import tree
+from pellucid.compat.hooked.hooked_texts import HookedGeneration
+from pellucid.compat.hooked.settings import (
+    HookedTransformerConfig,
+    as_ours,
+    block_of,
+    described,
+    fresh,
+    opened,
+    refuse,
+)
+from pellucid.compat.hooked.stacked_weights import StackedWeights, tree
+from pellucid.compat.hooked.utils import lm_cross_entropy_loss
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown, warn
 from pellucid.names.calls import named_arguments
 from pellucid.run.model import CkptedTransformer
@@ -26,7 +36,7 @@ from pellucid.text.tokenizer import Tokenizer
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class HookedTransformer(HookedGeneration):
+class HookedTransformer(HookedGeneration, StackedWeights):
     """A model under HookedTransformer's names.
 
     Args:
@@ -88,24 +98,24 @@ class HookedTransformer(HookedGeneration):
         tokenizer: Any = None,
         default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = None,
         **others: Any,
     ) -> Self:
         """Open a model. Weights are left as they are unless a keyword asks for folding or centring.
 
         Args:
-            model_name: What `pellucid.load` takes, or a model of pellucid's.
+            model_name: What `pellucid.load` takes, or a model of pellucid's, which stays as it is.
             fold_ln: Whether to fold gains and biases of norms into the matrices that read them.
             center_writing_weights: Whether to centre what writes into the stream.
             center_unembed: Whether to centre the head, which moves all logits of a token by the same number.
             refactor_factored_attn_matrices: Whether each head's factors are made orthogonal, see `pellucid.fold`.
             fold_value_biases: Whether to move value biases into `b_O`.
             hf_model: A transformers model to take instead.
-            device: Where to put the model; the processor if None.
+            device: Where to put a model that is opened; the processor if None.
             tokenizer: Ours, or one of transformers'; the model's own if None.
             default_prepend_bos: Whether texts begin with a beginning-of-text token; True if None.
             default_padding_side: "right" if None.
-            dtype: As for `pellucid.load`.
+            dtype: As for `pellucid.load`: float32 if None, of `hf_model` its own.
             **others: Further keywords of HookedTransformer's; those that would change numbers are refused.
 
         Raises:
@@ -182,8 +192,15 @@ class HookedTransformer(HookedGeneration):
                 "cache=pl.KeyValueCache(model.model.config)).",
             )
         layers = self.cfg.n_layers
-        start = None if start_at_layer is None else _block(start_at_layer, layers, "start_at_layer")
-        stop = None if stop_at_layer is None else _block(stop_at_layer, layers, "stop_at_layer")
+        start = None if start_at_layer is None else block_of(start_at_layer, layers, "start_at_layer")
+        stop = None if stop_at_layer is None else block_of(stop_at_layer, layers, "stop_at_layer")
+        if start is not None and tokens is None and return_type in ("loss", "both"):
+            raise InputError(
+                f"HookedTransformer: return_type={return_type!r} of a run that starts at a block, whose tokens are not "
+                "known.",
+                code="hooked-return-type",
+                remedy="Give tokens=, the ids [B, P] of which the loss is; or return_type='logits'.",
+            )
         if start is None:
             ids = self._ids(input, prepend_bos, padding_side)
         else:
@@ -275,14 +292,3 @@ class _Holding:
     def __call__(self, name: str, value: Tensor) -> Tensor:
         self.value = value
         return value
-
-
-def _block(number: int, layers: int, what: str) -> int:
-    """A block counted from 0; the number of blocks stands for the end."""
-    if not isinstance(number, int) or not -layers <= number <= layers:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(
-            f"{what}={shown(number)}, expected a block from 0 to {layers}.",
-            code="hooked-layer",
-            remedy="Negative ones count from the end.",
-        )
-    return number % layers if number < 0 else number

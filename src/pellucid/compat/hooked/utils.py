@@ -1,23 +1,209 @@
-"""The helpers of `transformer_lens.utils` that code for HookedTransformer calls."""
+"""The helpers of `transformer_lens.utils` that code for HookedTransformer calls: its words for values and slices of
+them, losses and draws from logits, and what prints how likely an answer is.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pellucid.compat.hooked.hooked_factored import FactoredMatrix, composition_scores
-from pellucid.compat.hooked.hooked_generation import lm_accuracy, lm_cross_entropy_loss, sample_logits
-from pellucid.compat.hooked.hooked_names import Slice, get_act_name
-from pellucid.compat.hooked.transformer import HookedTransformer
+from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.numerics.nonlinear import gelu_new
+
+if TYPE_CHECKING:
+    from pellucid.compat.hooked.transformer import HookedTransformer
 
 __all__ = [
     "FactoredMatrix", "Slice", "composition_scores", "gelu_new", "get_act_name", "get_corner", "get_device",
     "lm_accuracy", "lm_cross_entropy_loss", "remove_batch_dim", "sample_logits", "test_prompt", "to_numpy", "transpose",
 ]  # fmt: skip
+
+_LAYER_TYPES = {"a": "attn", "m": "mlp", "b": "", "block": "", "blocks": "", "attention": "attn"}
+_VALUES = {
+    "attn": "pattern", "attn_logits": "attn_scores", "key": "k", "query": "q", "value": "v", "mlp_pre": "pre",
+    "mlp_post": "post",
+}  # fmt: skip
+_PLACES = {
+    **dict.fromkeys(("k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores"), "attn"),
+    **dict.fromkeys(("pre", "post", "pre_linear"), "mlp"),
+}
+
+
+def get_act_name(name: str, layer: int | str | None = None, layer_type: str | None = None) -> str:
+    """The full name of a hook point.
+
+    Args:
+        name: A full name, which is returned, or a short one, such as "k", "pattern6" or "scale4ln1".
+        layer: The block.
+        layer_type: "attn" ("a"), "mlp" ("m"), "ln1" or "ln2", if a block has several values of that name.
+
+    Example:
+        >>> from pellucid.compat.hooked import utils
+        >>> utils.get_act_name("k", 6, "a"), utils.get_act_name("pre5"), utils.get_act_name("scale4ln1")
+        ('blocks.6.attn.hook_k', 'blocks.5.mlp.hook_pre', 'blocks.4.ln1.hook_scale')
+        >>> utils.get_act_name("embed"), utils.get_act_name("normalized")
+        ('hook_embed', 'ln_final.hook_normalized')
+    """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UnknownNameError(
+            f"no such hook point: {shown(name)}.",
+            code="unknown-hook-point",
+            remedy="Give the name first, then the block: ('pattern', 0).",
+        )
+    if ("." in name or name.startswith("hook_")) and layer is None and layer_type is None:
+        return name
+    if match := re.fullmatch(r"([a-z_]+)(\d+)([a-z]?.*)", name):
+        name, layer, layer_type = match[1], match[2], match[3] or layer_type
+    name = _VALUES.get(name, name)
+    place = _PLACES.get(name) or _LAYER_TYPES.get(layer_type or "", layer_type or "")
+    if name in ("scale", "normalized") and layer is None:
+        place = place or "ln_final"
+    block = "" if layer is None else f"blocks.{layer}."
+    return f"{block}{place}{'.' if place else ''}hook_{name}"
+
+
+class Slice:
+    """Entries along one axis: a number drops the axis, a tuple is a range, a list chooses, None keeps everything.
+
+    Args:
+        input_slice: 3; (stop,), (start, stop) or (start, stop, step); a slice; a list, array or tensor of indices or
+            of booleans; None.
+
+    Attributes:
+        mode: "int", "slice", "array" or "identity".
+
+    Example:
+        >>> import torch
+        >>> from pellucid.compat.hooked.utils import Slice
+        >>> Slice((1, 3)).apply(torch.arange(5)), Slice(-1).apply(torch.arange(5))
+        (tensor([1, 2]), tensor(4))
+    """
+
+    def __init__(self, input_slice: Any = None) -> None:
+        self.slice: Any
+        if isinstance(input_slice, tuple):
+            self.slice, self.mode = slice(*input_slice), "slice"
+        elif isinstance(input_slice, slice):
+            self.slice, self.mode = input_slice, "slice"
+        elif isinstance(input_slice, int) and not isinstance(input_slice, bool):
+            self.slice, self.mode = input_slice, "int"
+        elif isinstance(input_slice, (list, Tensor, np.ndarray)):
+            self.slice, self.mode = np.asarray(input_slice), "array"
+        elif input_slice is None:
+            self.slice, self.mode = slice(None), "identity"
+        else:
+            raise InputError(
+                f"Slice: {shown(input_slice)} given, expected a number, a tuple, a list or None.",
+                code="slice-kind",
+                remedy="Give -1 for the last position, (1, 4) for a range, or [0, 2] for some.",
+            )
+
+    def apply(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """The chosen entries along an axis of a tensor."""
+        index: list[Any] = [slice(None)] * tensor.dim()
+        index[dim] = torch.as_tensor(self.slice, device=tensor.device) if self.mode == "array" else self.slice
+        return tensor[tuple(index)]
+
+    def indices(self, max_ctx: int | None = None) -> np.ndarray[Any, Any]:
+        """The indices that are chosen along an axis of this length; the length is not needed for one number."""
+        if self.mode == "int":
+            return np.array([self.slice], dtype=np.int64)
+        if max_ctx is None:
+            raise InputError(
+                "Slice.indices: no length, which a range or a choice needs.",
+                code="slice-without-length",
+                remedy="Give max_ctx=, the length of the axis.",
+            )
+        return np.arange(max_ctx, dtype=np.int64)[self.slice]
+
+    def __repr__(self) -> str:
+        return f"Slice({self.slice!r}, mode={self.mode!r})"
+
+    @classmethod
+    def of(cls, slice_input: Any) -> Slice:
+        """A slice, which may be one already."""
+        return slice_input if isinstance(slice_input, Slice) else cls(slice_input)
+
+    @classmethod
+    def unwrap(cls, slice_input: Any) -> Slice:
+        """A slice that keeps its axis: one number is a choice of one."""
+        if isinstance(slice_input, Slice):
+            return slice_input
+        return cls([slice_input] if isinstance(slice_input, int) and not isinstance(slice_input, bool) else slice_input)
+
+
+def lm_cross_entropy_loss(
+    logits: Tensor, tokens: Tensor, attention_mask: Tensor | None = None, per_token: bool = False
+) -> Tensor:
+    """Negative log-likelihood of the next tokens in nats.
+
+    Args:
+        logits: [B, P, V].
+        tokens: [B, P].
+        attention_mask: [B, P], 1 at real tokens; pads count as zero.
+        per_token: Whether to return [B, P-1] instead of the mean.
+    """
+    logprobs = logits[..., :-1, :].log_softmax(-1).gather(-1, tokens[..., 1:, None])[..., 0]
+    count: Tensor | int = logprobs.numel()
+    if attention_mask is not None:
+        real = attention_mask[:, :-1].bool() & attention_mask[:, 1:].bool()
+        logprobs, count = logprobs * real, real.sum()
+    return -logprobs if per_token else -logprobs.sum() / count
+
+
+def lm_accuracy(logits: Tensor, tokens: Tensor, per_token: bool = False) -> Tensor:
+    """Share of the next tokens that are the likeliest, or whether each is, [B, P-1]."""
+    right = logits[:, :-1].argmax(-1) == tokens[:, 1:]
+    return right if per_token else right.sum() / right.numel()
+
+
+def sample_logits(
+    final_logits: Tensor,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+    freq_penalty: float = 0.0,
+    tokens: Tensor | None = None,
+) -> Tensor:
+    """Draw ids [B] from logits [B, V], by torch's global generator; the likeliest at temperature 0.
+
+    Args:
+        final_logits: [B, V].
+        top_k: Keep the likeliest so many.
+        top_p: Keep the likeliest that make up this probability, the one that reaches it included; not beside top_k.
+        temperature: What logits are divided by.
+        freq_penalty: What each earlier occurrence of a token takes off its logit.
+        tokens: [B, P], the earlier ones.
+
+    Raises:
+        InputError: If a value is outside its range.
+    """
+    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise InputError(
+            f"sample_logits: temperature={temperature}, top_k={top_k}, top_p={top_p}.",
+            code="sampling-range",
+            remedy="Give temperature 0 or more, top_k 1 or more, and top_p above 0 and at most 1.",
+        )
+    if temperature == 0:
+        return final_logits.argmax(-1)
+    logits = final_logits / temperature
+    if freq_penalty > 0 and tokens is not None:
+        logits = logits - freq_penalty * torch.stack([row.bincount(minlength=logits.shape[-1]) for row in tokens])
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    elif top_p is not None:
+        ordered, order = logits.sort(-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
+        before[..., 0] = 0.0  # the likeliest is always kept
+        dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before > top_p)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    return torch.distributions.Categorical(logits=logits.float()).sample()
 
 
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
