@@ -58,8 +58,9 @@ class Choices:
     @classmethod
     def of(cls, granularity: Any, components: Any, value: Any, pos: Index, direction: Any) -> Choices:
         """Read what was given."""
-        given = (components,) if isinstance(components, str) else components
-        kinds = (KINDS if granularity == "edges" else KINDS[1:]) if given is None else tuple(given) or (None,)
+        given = components if isinstance(components, Iterable) and not isinstance(components, str) else (components,)
+        every = KINDS if granularity == "edges" else KINDS[1:]
+        kinds = every if components is None else tuple(given) or (None,)
         wanted = [
             ("granularity", granularity, ("nodes", "edges")),
             *(("components", kind, KINDS) for kind in kinds),

@@ -178,7 +178,7 @@ def evaluate(
     if candidates is not None:
         candidates = require_whole("circuits.evaluate: candidates", candidates, at_least=1)
     circuit = Circuit.checked(circuit, Graph(model.schema))
-    choices = Choices.of(granularity or circuit.granularity, components, value, pos, direction)
+    choices = Choices.of(circuit.granularity if granularity is None else granularity, components, value, pos, direction)
     draws = torch.Generator().manual_seed(require_whole("circuits.evaluate: seed", seed))
     with told("circuits.evaluate: interrupted, nothing was measured"):
         runs = Ablations(model, clean, corrupted, metric, choices)

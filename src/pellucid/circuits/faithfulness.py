@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,8 @@ def across(
         Frozen({'granularity': 2, 'component': 1, 'value': 3, 'position': 1, 'direction': 2, 'batch': 1})
     """
     circuit = Circuit.checked(circuit, Graph(model.schema))
-    axes: list[list[Any]] = [list(each) for each in (granularities, components, values, positions, directions)]
+    given: tuple[Any, ...] = (granularities, components, values, positions, directions)
+    axes = [list(each) if isinstance(each, Iterable) and not isinstance(each, str) else [each] for each in given]
     shape = tuple(map(len, axes))
     if not all(shape):
         raise InputError(
@@ -173,7 +174,7 @@ def curve(
     """
     given = scores if isinstance(scores, Circuit) else Circuit.of_scores(scores)
     circuit = Circuit.checked(given, Graph(model.schema))
-    wanted = [as_number(share) for share in shares]
+    wanted = [as_number(share) for share in (shares if isinstance(shares, Iterable) else [shares])]
     if not wanted or any(share is None or not 0 < share <= 1 for share in wanted) or wanted != sorted(set(wanted)):  # pyright: ignore[reportArgumentType]
         raise InputError(
             f"circuits.curve: shares={shown(shares)}, expected numbers above 0 and up to 1, each larger than the last.",

@@ -6,8 +6,7 @@ al. 2023, arXiv:2309.08600; Bricken et al. 2023, "Towards monosemanticity"). Edi
 
 from pellucid.names.calls import name_arguments
 from pellucid.sae.autoencoder import SparseAutoencoder
-from pellucid.sae.contributions import direct
-from pellucid.sae.knockouts import ablate, patch
+from pellucid.sae.feature_effects import ablate, direct, patch
 from pellucid.sae.quality import evaluate
 from pellucid.sae.sae_config import SaeConfig
 from pellucid.sae.sae_files import load

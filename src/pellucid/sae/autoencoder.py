@@ -339,6 +339,6 @@ class SparseAutoencoder(nn.Module):
         """Write `cfg.json` and `sae_weights.safetensors` as SAELens 6 does, which it and `pl.sae.load` read to the bit.
 
         Raises:
-            WeightsError: If they cannot be written.
+            WeightsError: If they cannot be written, or are not finite.
         """
         saelens.save(self.config, {name: p.detach().cpu() for name, p in self.named_parameters()}, folder)

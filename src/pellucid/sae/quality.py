@@ -17,7 +17,7 @@ from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.sae.sae_files import require_fitting
-from pellucid.sae.splice import captured
+from pellucid.sae.splice import captured, heads_of
 
 RUNS = ("plain", "with error", "reconstructed", "zero")
 
@@ -154,14 +154,13 @@ class _Sums(Sink):
         batch, sae = ckpts.batch, self.sae
         _, value = captured(sae, ckpts)
         counted = batch.mask & (batch.positions >= self.skip)
-        heads = sae.config.head
         with torch.no_grad():
             features, _, error = sae.split(value[counted])
             edits: dict[str, tuple[Edit, ...]] = {
                 "plain": (),
                 "with error": (sae.add([0], 0.0),),
                 "reconstructed": (sae.reconstruct(),),
-                "zero": (Edit.zero(self.place, heads=None if heads is None else [heads]),),
+                "zero": (Edit.zero(self.place, heads=heads_of(sae)),),
             }
             for run, own in edits.items():
                 logits = self.model.run(batch, edits=own)

@@ -164,7 +164,8 @@ def proved(sae: SparseAutoencoder, copy: SparseAutoencoder, x: Tensor) -> float:
     changed = [name for name, p in again.named_parameters() if not torch.equal(weights[name], p.to(weights[name]))]
     with torch.no_grad():
         before, after = own.split(x).reconstruction, again.split(x).reconstruction
-    difference = float((after - before).abs().max() / before.abs().max())
+    size = before.abs().max().clamp(min=torch.finfo(before.dtype).tiny)  # of zeros alone, too
+    difference = float((after - before).abs().max() / size)
     if changed or not difference <= _BOUND:
         what = f"{changed[0]!r} is not what folding gives" if changed else f"{difference:.2e} apart in float64"
         raise NumericsError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pellucid.atomic import path_of
-from pellucid.errors import ConfigError, InputError, NotFoundError, WeightsError, shown, warn
+from pellucid.errors import ConfigError, InputError, NotFoundError, shown, warn
 from pellucid.run.model import CkptedTransformer
 from pellucid.sae import saelens
 from pellucid.sae.autoencoder import SparseAutoencoder
@@ -84,12 +84,14 @@ def of_dictionary_learning(
             raise no_place(path)
         at = f"blocks.{fields.get('layer', int)}.{_PLACES[submodule]}"
     found = _renamed(tensors, names, {"encoder.weight", "decoder.weight"})
-    if activation == "jumprelu" and "threshold" in found:
+    threshold, bias = found.get("threshold"), found.get("b_enc")
+    if activation == "jumprelu" and threshold is not None and bias is not None:
         # one number for all features; -1 before it was ever measured, when every positive number is above it
-        found["threshold"] = found["threshold"].clamp(min=0.0).expand(len(found["b_enc"])).to(found["b_enc"]).clone()
+        threshold = threshold.clamp(min=0.0).to(bias)
+        found["threshold"] = threshold.reshape(()).expand_as(bias).clone() if threshold.numel() == 1 else threshold
     k = fields.get("k", int) if activation == "topk" else None
-    if k is not None and "k" in tensors and int(tensors["k"]) != k:
-        raise fields.wrong(f"'k' is {k}, and the weights say {int(tensors['k'])}")
+    if k is not None and "k" in tensors and (said := tensors["k"].flatten().tolist()) != [k]:
+        raise fields.wrong(f"'k' is {k}, and the weights say {shown(said)[1:-1]}")
     used = {
         name: value
         for name, value in found.items()
@@ -173,7 +175,8 @@ def load(
     config, tensors = understood(
         description, cfg, read_file(weights).tensors, saelens.Overrides(at, centred, input_scale)
     )
-    _require_finite(weights, tensors)
+    remedy = "Download the file again; or make the autoencoder of an earlier step of its training."
+    saelens.require_finite(weights, tensors, remedy)
     sae = SparseAutoencoder(config, convert(tensors, None, device))
     if model is not None:
         require_fitting(sae, model)
@@ -229,13 +232,3 @@ def _found(path: Path) -> tuple[Path, Path, Any]:
         if inside
         else "Give a folder with these files, or a .pt file with its _cfg.json beside it.",
     )
-
-
-def _require_finite(path: Path, tensors: dict[str, Tensor]) -> None:
-    wrong = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if wrong:
-        raise WeightsError(
-            f"{path}: {', '.join(wrong)}: not finite numbers (NaN or infinity), of which every reconstruction is made.",
-            code="sae-not-finite",
-            remedy="Download the file again; or make the autoencoder of an earlier step of its training.",
-        )

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pellucid import atomic
 from pellucid.check import as_number
-from pellucid.errors import ConfigError, shown
+from pellucid.errors import ConfigError, WeightsError, shown
+from pellucid.own_file import write_tensors
 from pellucid.sae.sae_config import Activation, Normalization, SaeConfig
 from pellucid.weights.own_file import write_tensors
 
@@ -191,12 +192,14 @@ def _normalized(
 
 def _scaled(fields: Description, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without `scaling_factor`, a factor for each feature before decoding, which is multiplied into its direction."""
-    factor = tensors.pop("scaling_factor", None)
+    factor, directions = tensors.pop("scaling_factor", None), tensors.get("W_dec")
     if factor is None or torch.allclose(factor, torch.ones_like(factor)):
         return tensors
     if not fields.get("finetuning_scaling_factor", bool, False):
         raise fields.wrong("'finetuning_scaling_factor' is not true, and the weights hold a scaling_factor")
-    return {**tensors, "W_dec": tensors["W_dec"] * factor[:, None]}
+    if directions is None or factor.shape != directions.shape[:1]:
+        raise fields.wrong(f"scaling_factor is {list(factor.shape)}, expected one number for each row of W_dec")
+    return {**tensors, "W_dec": directions * factor[:, None]}
 
 
 def _centred(fields: Description, at: str, normalization: Normalization, is_old: bool, overrides: Overrides) -> bool:
@@ -226,8 +229,21 @@ def _about(inner: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**cfg, **inner}.items() if name not in _READ}
 
 
+def require_finite(where: object, tensors: Mapping[str, Tensor], remedy: str) -> None:
+    """Refuse weights that are NaN or infinite."""
+    if wrong := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+        raise WeightsError(
+            f"{where}: {', '.join(wrong)}: not finite numbers (NaN or infinity), of which every reconstruction is "
+            "made.",
+            code="sae-not-finite",
+            remedy=remedy,
+        )
+
+
 def save(config: SaeConfig, weights: Mapping[str, Tensor], folder: str | Path) -> None:
     """Write an autoencoder as SAELens 6 does; `SparseAutoencoder.save` says the rest."""
+    remedy = "Save the autoencoder of an earlier step of its training, before its weights were lost."
+    require_finite(f"autoencoder of {config.at!r}", weights, remedy)
     d_in, d_sae = weights["W_enc"].shape
     words = {ours: theirs for theirs, ours in _ARCHITECTURES.items()}
     cfg: dict[str, Any] = {

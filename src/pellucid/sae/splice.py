@@ -46,7 +46,7 @@ class FeatureEdit(Edit):
 
 def edited(sae: SparseAutoencoder, of_features: Edit) -> Edit:
     """Make an edit of features one of the value."""
-    region = replace(of_features.region, neurons=None, heads=_heads(sae))
+    region = replace(of_features.region, neurons=None, heads=heads_of(sae))
     what = f"{of_features.what}({of_features.region.neurons})"
     inner = replace(of_features, region=Region(neurons=of_features.region.neurons))
     return FeatureEdit(what, sae.config.at, partial(_moved, sae, inner), region)
@@ -55,12 +55,18 @@ def edited(sae: SparseAutoencoder, of_features: Edit) -> Edit:
 def reconstructed(sae: SparseAutoencoder, pos: Index, rows: Index) -> Edit:
     """The edit of `SparseAutoencoder.reconstruct`."""
     return FeatureEdit(
-        "reconstruct()", sae.config.at, partial(_without_error, sae), Region(pos, _heads(sae), None, rows)
+        "reconstruct()", sae.config.at, partial(_without_error, sae), Region(pos, heads_of(sae), None, rows)
     )
 
 
-def _heads(sae: SparseAutoencoder) -> Index:
+def heads_of(sae: SparseAutoencoder) -> list[int] | None:
+    """The head that it reads, as a choice; None for all of a value."""
     return None if sae.config.head is None else [sae.config.head]
+
+
+def own_part(sae: SparseAutoencoder, value: Tensor) -> Tensor:
+    """What it reads of a checkpoint's whole value [B, P, ...]."""
+    return value if sae.config.head is None else value[:, :, [sae.config.head]]
 
 
 def _moved(sae: SparseAutoencoder, inner: Edit, part: Tensor, site: Site) -> Tensor:
@@ -88,7 +94,7 @@ def captured(sae: SparseAutoencoder, ckpts: ActivationCkpts) -> tuple[Captured, 
             code="attribution-of-some-heads",
             remedy="Capture without heads=, and select heads of the result.",
         )
-    return source, value if sae.config.head is None else value[:, :, [sae.config.head]]
+    return source, own_part(sae, value)
 
 
 def features(sae: SparseAutoencoder, ckpts: ActivationCkpts) -> xarray.DataArray:

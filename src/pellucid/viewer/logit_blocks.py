@@ -14,7 +14,7 @@ from torch import Tensor
 from pellucid import attribution, lens
 from pellucid.attribution.reading import LOGITS, doubles, opened, reading
 from pellucid.sae.autoencoder import SparseAutoencoder
-from pellucid.sae.contributions import direct
+from pellucid.sae.feature_effects import direct
 from pellucid.viewer.container import LISTED, TOP, TraceBlock
 from pellucid.viewer.one_text import OneText
 from pellucid.viewer.value_blocks import floats
