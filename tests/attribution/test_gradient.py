@@ -114,12 +114,13 @@ def test_two_runs_forward_and_one_back_are_all(verb: Any, monkeypatch: pytest.Mo
     assert (len(runs), len(backs)) == (2 + 4, 1 + 3)
 
 
-@pytest.mark.parametrize("name", ["attn.ckpt_scores", "attn.ckpt_pattern"])
-def test_where_texts_are_alike_nothing_differs_not_even_by_rounding(name: str) -> None:
-    """Asked for these, layers attend explicitly: both runs must."""
+@pytest.mark.parametrize("rules", ["plain", "atp"])
+@pytest.mark.parametrize("name", ["attn.ckpt_scores", "attn.ckpt_pattern", "attn.ckpt_q", "attn.ckpt_k"])
+def test_where_texts_are_alike_nothing_differs_not_even_by_rounding(name: str, rules: str) -> None:
+    """Asked for scores and patterns, layers attend explicitly: both runs must, and those in which a pattern changes."""
     model, clean = support.glass(), support.some_ids(2, 6)
     corrupted = torch.cat([clean[:, :3], support.some_ids(2, 3, seed=5)], 1)
-    found = gradient(model, clean, corrupted, name, over=("layer", "pos"), metric=METRIC).values
+    found = gradient(model, clean, corrupted, name, over=("layer", "pos"), metric=METRIC, rules=rules).values
     assert not found[:, :3].any()
     assert found[:, 3:].any()
 

@@ -127,12 +127,17 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: _report(h, value="zero", direction="denoise"), "direction='noise'",
             lambda h: _report(h, value="zero", direction="noise"),
         ),
+        Case(
+            lambda h: _report(h, components=5), "components='heads'",
+            lambda h: _report(h, components="heads"),
+        ),
         Case(lambda h: _across(h, values=[]), "values=['resample']", lambda h: _across(h, values=["resample"])),
     ],
     "circuit-shares": [
         Case(lambda h: _curve(h, shares=[0.5, 0.1]), "[0.01, 0.1, 1.0]", lambda h: _curve(h, shares=[0.01, 0.1, 1.0])),
         Case(lambda h: _curve(h, shares=[]), "[0.01, 0.1, 1.0]", lambda h: _curve(h, shares=[0.01, 0.1, 1.0])),
         Case(lambda h: _curve(h, shares=[2]), "[0.01, 0.1, 1.0]", lambda h: _curve(h, shares=[0.01, 0.1, 1.0])),
+        Case(lambda h: _curve(h, shares=2), "[0.01, 0.1, 1.0]", lambda h: _curve(h, shares=1.0)),
     ],
     "texts-of-unequal-length": [
         Case(
@@ -169,6 +174,14 @@ def test_numbers_of_draws_are_whole(here: Here) -> None:
         Circuit(nodes=here.heads).top(-1)
     assert len(Circuit(nodes=here.heads).top(np.int64(2))) == 2
     assert list(Circuit(nodes=np.array([[1, 0]])).nodes) == ["blocks.1.attn[0]"]
+
+
+def test_one_choice_may_stand_alone(here: Here) -> None:
+    one: dict[str, Any] = {"values": "resample", "granularities": "nodes", "components": "heads", "positions": -1,
+                           "directions": "noise"}  # fmt: skip
+    found = _across(here, **one)
+    assert found.shape == (1, 1, 1, 1, 1, len(CLEAN))
+    np.testing.assert_array_equal(found, _across(here, **{name: [choice] for name, choice in one.items()}))
 
 
 def test_what_is_missing_is_no_part() -> None:

@@ -370,6 +370,11 @@ def test_factored_matrices_are_their_products() -> None:
     close(matrix.U * matrix.S[..., None, :] @ matrix.Vh.mT, dense)
     close(matrix.make_even().AB, dense)
     close(matrix.norm(), dense.norm(dim=(-2, -1)))
+    vector = torch.randn(9, dtype=torch.float64, generator=generator, requires_grad=True)
+    close(matrix @ vector, dense @ vector)
+    close(vector @ matrix, vector @ dense)
+    assert (matrix @ vector).requires_grad
+    assert isinstance(matrix.mT, FactoredMatrix)
     scores = utils.composition_scores(matrix, matrix, broadcast_dims=True)
     expected = torch.einsum("abij,cdjk->abcdik", dense, dense).norm(dim=(-2, -1))
     close(scores, expected / (matrix.norm()[:, :, None, None] * matrix.norm()))
@@ -425,6 +430,7 @@ def _patched(model: Here, tokens: Any = None, cache: Any = None, metric: Any = t
 REMEDIES: dict[str, list[Case]] = {
     "unknown-hook-point": [
         Case(lambda at: _hook(at, "hook_embd"), "'hook_embed'", lambda at: _hook(at, "hook_embed")),
+        Case(lambda at: _cached(at)[0, "pattern"], "('pattern', 0)", lambda at: _cached(at)["pattern", 0]),
     ],
     "hook-direction": [
         Case(lambda at: _hook(at, dir="forward"), "dir='fwd'", lambda at: _hook(at, dir="fwd")),
@@ -469,12 +475,27 @@ REMEDIES: dict[str, list[Case]] = {
             "set_use_split_qkv_input(True)",
             lambda at: HookedTransformer(llamas.glass()).set_use_split_qkv_input(True),
         ),
+        Case(
+            lambda at: HookedTransformer.from_pretrained_no_processing(at.model, dtype="float64"),
+            "model.to(dtype=...)",
+            lambda at: HookedTransformer.from_pretrained_no_processing(at.model.to(dtype=torch.float64)),
+        ),
     ],
     "hooked-return-type": [
         Case(lambda at: at("a", return_type="probs"), "Give one", lambda at: at("a", return_type="both")),
+        Case(
+            lambda at: at(at(IDS, stop_at_layer=2), start_at_layer=2, return_type="loss"),
+            "Give tokens=",
+            lambda at: at(at(IDS, stop_at_layer=2), start_at_layer=2, return_type="loss", tokens=IDS),
+        ),
     ],
     "hooked-layer": [
         Case(lambda at: at("a b", stop_at_layer=5), "from the end", lambda at: at("a b", stop_at_layer=-1)),
+        Case(
+            lambda at: _cached(at).stack_activation("pattern", layer=-9),
+            "from the end",
+            lambda at: _cached(at).stack_activation("pattern", layer=-2),
+        ),
     ],
     "hooked-tokenizer": [
         Case(
@@ -508,6 +529,11 @@ REMEDIES: dict[str, list[Case]] = {
             lambda at: at.get_token_position("time", "Once upon a time"),
             "begins with its space",
             lambda at: at.get_token_position(" time", "Once upon a time"),
+        ),
+        Case(
+            lambda at: at.get_token_position(" time", "Once upon a time", mode="middle"),
+            "mode='last'",
+            lambda at: at.get_token_position(" time", "Once upon a time", mode="last"),
         ),
     ],
     "ids-kind": [

@@ -148,6 +148,9 @@ def test_products() -> None:
     assert near(y.numpy() @ a.T, y @ dense.T)
     assert near(a @ y.numpy(), dense @ y)
     assert near(a @ y.float(), dense @ y.float().double())
+    several = FactoredMatrix(some(2, 6, 2), some(2, 2, 5, seed=1))
+    assert near(several @ y, several.dense() @ y)
+    assert near(x @ several, x @ several.dense())
 
 
 def test_a_matrix_that_would_not_fit_into_memory() -> None:
@@ -259,6 +262,9 @@ REMEDIES: dict[str, list[Case]] = {
     "factors-misfit": [
         *(Case(lambda h, left=left: FactoredMatrix(left, some(2, 3)), "left @ right",
                lambda h: FactoredMatrix(some(3, 2), some(2, 3))) for left in (some(2, 3), some(2))),
+        *(Case(lambda h, pair=pair: FactoredMatrix(*pair), "left @ right",
+               lambda h: FactoredMatrix(some(3, 2), some(2, 3)))
+          for pair in (([[1.0]], some(1, 1)), (some(3, 2).long(), some(2, 3)), (some(2, 3, 2), some(4, 2, 3)))),
         Case(lambda h: h.matrix @ some(3), "[4], [4, N]", lambda h: h.matrix @ some(4)),
         Case(lambda h: h.matrix @ some(3, 4), "[4], [4, N]", lambda h: h.matrix @ some(4, 3)),
         Case(lambda h: h.matrix @ h.matrix, "[4], [4, N]", lambda h: h.matrix @ h.matrix.T),

@@ -215,3 +215,16 @@ def test_random_changes_are_made_some_at_a_time(monkeypatch: pytest.MonkeyPatch)
         kept = pl.patching.baseline(model, clean, corrupted, "resid_pre", **more)
     np.testing.assert_allclose(kept.values[:4], whole.values[:4], rtol=0, atol=1e-10)
     assert np.isnan(kept.values[4:]).all()
+
+
+def test_each_text_that_is_selected_keeps_its_own_scale() -> None:
+    model, (clean, corrupted) = exact(), two(4)
+    swept = pl.patching.sweep(model, clean, corrupted, "resid_mid", over=("layer",), metric=METRIC, per_text=True)
+    shares = pl.patching.normalized(swept)
+    for some in ([2, 0], [1], 3):
+        found = pl.patching.normalized(swept.isel(batch=some))
+        np.testing.assert_allclose(found.values, shares.isel(batch=some).values, rtol=1e-12)
+    np.testing.assert_allclose(pl.patching.normalized(swept.transpose()).values, shares.values.T, rtol=1e-12)
+    effect = (swept.values - np.asarray(swept.attrs["corrupted_by_text"]))[:, [3, 1]]
+    sizes = pl.patching.effect_sizes(swept.isel(batch=[3, 1]))
+    np.testing.assert_allclose(sizes.values, effect.mean(-1) / effect.std(-1, ddof=1), rtol=1e-9)

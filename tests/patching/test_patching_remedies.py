@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,6 +94,14 @@ def _not_finite(model: pl.CkptedTransformer) -> None:
     assert found == ["blocks.1.attn.W_O"]
 
 
+def _gradient(here: Here, **more: Any) -> Any:
+    return pl.attribution.gradient(here.model, ONE, OTHER, "attn.ckpt_z", over=("layer",), metric=METRIC, **more)
+
+
+def _edges(here: Here, **more: Any) -> Any:
+    return pl.attribution.edges(here.model, ONE, OTHER, metric=METRIC, check=1, **more)
+
+
 def _baseline(here: Here, **more: Any) -> Any:
     about: dict[str, Any] = {"over": (), "metric": METRIC, "draws": 2, **more}
     return patching.baseline(here.model, ONE, OTHER, "ckpt_z", **about)
@@ -153,6 +162,7 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: _sweep(h, over=("layer", "position")), "over=('layer', 'pos')",
              lambda h: _sweep(h, over=("layer", "pos"))),
         Case(lambda h: _sweep(h, over=("pos", "pos")), "over=('layer', 'pos')", lambda h: _sweep(h, over=())),
+        Case(lambda h: _sweep(h, over=None), "over=('layer', 'pos')", lambda h: _sweep(h, over="layer")),
     ],
     "no-such-axis": [
         Case(lambda h: _sweep(h, over=("layer", "head")), "has that axis",
@@ -211,6 +221,13 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: patching.align(h.told, "a cat", "a dog", {"animal": ("cat", "dog")})),
         Case(lambda h: patching.align(h.told, "a cat, a cat", "a dog", {"animal": ("cat", "dog")}), "('cat', 0)",
              lambda h: patching.align(h.told, "a cat, a cat", "a dog", {"animal": (("cat", 0), "dog")})),
+        Case(lambda h: patching.align(h.told, "a cat", "a cat", {"animal": ("cat", -5)}), "('cat', 0)",
+             lambda h: patching.align(h.told, "a cat", "a cat", {"animal": ("cat", 0)})),
+        *(Case(lambda h, roles=roles: patching.align(h.told, "a cat", "a dog", roles), "roles=",
+               lambda h: patching.align(h.told, "a cat", "a dog", {"animal": ("cat", "dog"), "end": -1}))
+          for roles in (["cat"], {})),
+        Case(lambda h: patching.align(h.told, "a cat", "a cat", {"animal": ()}), "in the clean text",
+             lambda h: patching.align(h.told, "a cat", "a cat", {"animal": ("cat", "cat")})),
         Case(lambda h: patching.align(h.told, "a cat", "a dog", {"end": 9}), "count from the end",
              lambda h: patching.align(h.told, "a cat", "a dog", {"end": -1})),
         Case(lambda h: patching.align(h.model, ONE, OTHER, {"end": 0.5}), "in the clean text",
@@ -222,6 +239,11 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: _sweep(h, align="words"), "or True", lambda h: _sweep(h, align=True)),
         Case(lambda h: _sweep(h, align=patching.align(h.model, LONG, OTHER, {"end": -1})), "the very texts",
              lambda h: _sweep(h, clean=LONG, align=patching.align(h.model, LONG, OTHER, {"end": -1}))),
+    ],
+    "not-a-whole-number": [
+        *(Case(lambda h, verb=verb: verb(h, seed="one"), "0 or more", lambda h, verb=verb: verb(h, seed=1))
+          for verb in (_baseline, partial(_ablate, how="resample"), _gradient, _edges)),
+        Case(lambda h: _gradient(h, check=-1), "0 or more", lambda h: _gradient(h, check=1)),
     ],
     "ablate-how": [Case(lambda h: _ablate(h, how="random"), "how='mean'", lambda h: _ablate(h, how="mean"))],
     "edit-mean-of-pattern": [
@@ -239,6 +261,8 @@ REMEDIES: dict[str, list[Case]] = {
                         patching.normalized(_path(h))]),
         Case(lambda h: patching.effect_sizes(_two(h).drop_attrs()), "pl.patching.sweep, path or ablate",
              lambda h: patching.effect_sizes(_two(h))),
+        *(Case(lambda h, verb=verb: verb(_two(h).values), "pl.patching.sweep, path or ablate",
+               lambda h, verb=verb: verb(_two(h))) for verb in (patching.normalized, patching.effect_sizes)),
         Case(lambda h: patching.baseline(h.model, ONE, ONE, "resid_pre", over=(), metric=METRIC, draws=2),
              "in which the two runs differ",
              lambda h: patching.baseline(h.model, ONE, OTHER, "resid_pre", over=(), metric=METRIC, draws=2)),
@@ -249,6 +273,10 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "path-through": [Case(lambda h: _path(h, through="all"), "through='mlps'", lambda h: _path(h, through="mlps"))],
     "path-place": [
+        Case(lambda h: _path(h, senders=[]), "{'layer': 5, 'head': 5}",
+             lambda h: _path(h, senders=[("attn.ckpt_z", {"layer": 0})])),
+        Case(lambda h: _path(h, receivers=[]), "{'layer': 5, 'head': 5}",
+             lambda h: _path(h, receivers=[("attn.ckpt_q", {"layer": 1})])),
         Case(lambda h: _path(h, senders=("attn.ckpt_z", 5)), "{'layer': 5, 'head': 5}",
              lambda h: _path(h, senders=("attn.ckpt_z", {"layer": 0}))),
         Case(lambda h: _path(h, senders=("attn.ckpt_z", {"block": 0})), "'layer', 'head', 'pos' and 'neuron'",
@@ -284,7 +312,9 @@ def test_what_does_not_exist() -> None:
     for wrong in ({"heads": [4]}, {"neurons": [12]}, {"pos": 5}):
         with pytest.raises(pl.InputError, match="expected indices from 0"):
             patching.sweep(model, ONE, OTHER, "attn.ckpt_z", over=("layer",), metric=METRIC, **wrong)
-    with pytest.raises(pl.UnknownNameError, match="resid_prae"):
-        patching.sweep(model, ONE, OTHER, "resid_prae", over=("layer",), metric=METRIC)
+    names: Any
+    for names in ("resid_prae", 5, None, [], ["resid_pre", 5]):
+        with pytest.raises(pl.UnknownNameError, match="no such checkpoint"):
+            patching.sweep(model, ONE, OTHER, names, over=("layer",), metric=METRIC)
     with pytest.raises(pl.UnknownNameError):
         patching.path(model, ONE, OTHER, senders=("attn.ckpt_z", {"layer": 3}), receivers="logits", metric=METRIC)

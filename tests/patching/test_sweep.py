@@ -263,6 +263,13 @@ def test_the_estimate_is_what_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cost.kept > 18 * 48 * 8 + whole
     every = pl.patching.estimate_sweep(model, clean, corrupted, "resid_pre", over=("layer",), metric=everywhere)
     assert every.kept == cost.kept + whole, "those of the base run are kept, too"
+    longer = support.some_ids(2, 9, seed=8)
+    roles = pl.patching.align(model, longer, corrupted, {"end": -1})
+    given: Any = (model, longer, corrupted, "resid_pre")
+    back: Any = (model, corrupted, longer, "resid_pre")
+    into_longer = pl.patching.estimate_sweep(*given, align=roles, direction="noise", **about)
+    assert into_longer == pl.patching.estimate_sweep(*back, align=roles.turned(), **about)
+    assert into_longer.nbytes > pl.patching.estimate_sweep(*given, align=roles, **about).nbytes
 
 
 @pytest.mark.parametrize("metric", [METRIC, everywhere])

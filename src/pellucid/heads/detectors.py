@@ -125,7 +125,7 @@ def name_movers(
     without = (~occurs.any(1)).nonzero()
     if len(without):
         text = int(without[0])
-        missing = token if isinstance(token, (str, int)) else list(token)[text]
+        missing = token[text] if isinstance(token, list) else token
         raise InputError(
             f"heads.name_movers: text {text} does not hold {shown(missing)} before its last token.",
             code="token-not-in-the-text",

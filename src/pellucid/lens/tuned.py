@@ -144,10 +144,7 @@ class TunedLens:
         Raises:
             WeightsError: If it cannot be written.
         """
-        own_file.save(path, _ABOUT, self._tensors(), self.about)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"matrices": self.matrices, "offsets": self.offsets, "losses": self.losses}
+        own_file.save(path, _ABOUT, _tensors_of(self), self.about)
 
     @classmethod
     @named_arguments()
@@ -174,6 +171,10 @@ class TunedLens:
         until = "" if step == steps else f", step {step} of {steps}"
         sizes = f"{len(self.matrices)} maps of {self.offsets.size(-1)} dimensions"
         return f"TunedLens of {shown(self.about.get('model'))}: {sizes}{until}"
+
+
+def _tensors_of(lens: TunedLens) -> dict[str, Tensor]:
+    return {"matrices": lens.matrices, "offsets": lens.offsets, "losses": lens.losses}
 
 
 def translated(stream: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
@@ -276,19 +277,14 @@ class _Training:
 
     def lens(self) -> TunedLens:
         """The maps as they are now."""
-        about = {
-            **self._plan.settings,
-            "model": source_of(self._model),
-            "step": self.done,
-            "steps": self._plan.steps,
-        }
+        where = {"model": source_of(self._model), "step": self.done, "steps": self._plan.steps}
         matrices, offsets = (each.detach().cpu().clone() for each in self._maps)
-        return TunedLens(matrices, offsets, self._losses[: self.done].clone(), about)
+        return TunedLens(matrices, offsets, self._losses[: self.done].clone(), {**self._plan.settings, **where})
 
     def save(self, path: str | Path) -> None:
         """Write how far it got; once it is done, the lens alone."""
         lens = self.lens()
-        tensors = {"matrices": lens.matrices, "offsets": lens.offsets, "losses": lens.losses}
+        tensors = _tensors_of(lens)
         if self.done < self._plan.steps:
             for number, each in enumerate(self._maps):
                 held = self._adam.state[each]

@@ -262,7 +262,7 @@ def outliers(
         [1.0, 1.0, 1.0, 1.0]
     """
     score = as_number(threshold)
-    if score is None:
+    if score is None or np.isnan(score):
         raise InputError(
             f"outliers: threshold={shown(threshold)}, expected a number.",
             code="level",
