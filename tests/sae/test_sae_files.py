@@ -419,8 +419,24 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     }
     for word, tensors in several.items():
         wrong(lambda tensors=tensors: pl.sae.load(saelens(tmp_path, NEW, tensors)), "sae-tensors", word)
+    scaled = {**OPENAI, "finetuning_scaling_factor": True}
+    for factor in (torch.tensor(2.0), torch.rand(F + 1)):
+        tensors = {**own, "scaling_factor": factor}
+        wrong(lambda tensors=tensors: pl.sae.load(saelens(tmp_path, scaled, tensors)), "sae-config", "scaling_factor")
+    alone = {"scaling_factor": torch.rand(F), "b_dec": own["b_dec"]}
+    wrong(lambda: pl.sae.load(saelens(tmp_path, scaled, alone)), "sae-config", "scaling_factor")
+    jumps = {"several numbers": ({**OWN, "threshold": torch.rand(3)}, "threshold is [3]"),
+             "no bias": ({n: t for n, t in JUMP.items() if n != "b_enc"}, "b_enc is missing")}  # fmt: skip
+    for name, (tensors, word) in jumps.items():
+        folder = dictionary(tmp_path / name, "BatchTopKSAE", tensors, k=5)
+        wrong(lambda folder=folder: pl.sae.load(folder), "sae-tensors", word)
+    several_k = dictionary(tmp_path / "k", "AutoEncoderTopK", {**OWN, "k": torch.tensor([5, 6])}, k=5)
+    wrong(lambda: pl.sae.load(several_k), "sae-config", "5, 6")
     own["W_dec"][3, 2] = torch.nan
     wrong(lambda: pl.sae.load(saelens(tmp_path, NEW, own)), "sae-not-finite", "W_dec")
+    broken = pl.sae.SparseAutoencoder(pl.sae.SaeConfig("blocks.1.resid_pre"), own)
+    wrong(lambda: broken.save(tmp_path / "new"), "sae-not-finite", "W_dec")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_autoencoder_of_another_model(tmp_path: Path) -> None:

@@ -146,7 +146,14 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: _alone(h, "sae_weights.safetensors"), "Give a folder with these files", _load),
         Case(_inside, "/all/blocks.1'", lambda h: pl.sae.load(h.path / "all" / "blocks.1")),
     ],
-    "sae-not-finite": [Case(lambda h: _load(h, None, _nan()), "Download the file again", _load)],
+    "sae-not-finite": [
+        Case(lambda h: _load(h, None, _nan()), "Download the file again", _load),
+        Case(
+            lambda h: pl.sae.SparseAutoencoder(pl.sae.SaeConfig(AT), _nan()).save(h.path / "saved"),
+            "an earlier step",
+            lambda h: pl.sae.SparseAutoencoder(pl.sae.SaeConfig(AT), weights(WIDTH)).save(h.path / "saved"),
+        ),
+    ],
     "sae-tensors": [
         Case(
             lambda h: pl.sae.SparseAutoencoder({"at": AT}, weights(WIDTH)),
