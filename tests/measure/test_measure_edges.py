@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.measure import groups, series
+from pellucid.measure import groups
 from pellucid.run import origin
 
 M = pl.measure
-streams = importlib.import_module("pellucid.measure.stream")  # the package's attribute of this name is a function
+# the package's attributes of these names are functions
+streams, regressions = (importlib.import_module(f"pellucid.measure.{name}") for name in ("stream", "autoregression"))
 MODEL = support.glass()
 LONG, SHORT = support.ragged_ids(11, 3)
 
@@ -202,9 +203,9 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
         groups, "_begins_apart", lambda array, axis: bool(array.isnull().any() and array.sizes["batch"] > 1),
         lambda _: test_kept_positions_count_from_each_text_whoever_else_is_there(),
     ),
-    "gaps are passed over": (series, "require_adjacent", lambda position, what: None,
+    "gaps are passed over": (regressions, "require_adjacent", lambda position, what: None,
                              lambda _: test_a_gap_of_pads_is_refused_and_closed()),
-    "infinity is a number": (groups, "_finite", lambda array, what: array,
+    "infinity is a number": (np, "isinf", lambda values: np.zeros(np.shape(values), bool),
                              lambda _: test_infinite_values_of_an_array_are_refused()),
     "scores are squared as they are": (np, "abs", np.zeros_like,
                                        lambda _: test_robust_errors_do_not_depend_on_the_unit()),

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import pellucid as pl
-from pellucid.measure import sums as merging
-from pellucid.measure.groups import grouped
-from pellucid.measure.sums import Sums
+from pellucid.measure import groups as merging
+from pellucid.measure.groups import Sums, grouped
 
 TEXTS = cases.texts_of([3, 7, 5])
 OVERS: list[Any] = [None, ["batch", "pos"], "d_model", ["pos", "layer"], ["layer", "batch", "pos", "d_model"]]

@@ -27,9 +27,9 @@ import torch
 import pellucid as pl
 from pellucid import atomic, corpus
 from pellucid.measure.labelled import Captured
-from pellucid.measure.series import Design
+from pellucid.measure.series import Design, Factor, Solution
 from pellucid.measure.statistic import Statistic
-from pellucid.measure.sums import Factor, Sketch, Solution
+from pellucid.measure.groups import Sketch
 
 Patch = pytest.MonkeyPatch
 Breaks = Callable[[Patch], None]
@@ -170,7 +170,7 @@ DESCRIBING = [
     Mutant("variance with n - 1", wrapped(SUMS, "moments", sample_variance),
            lambda: moments.test_moments_are_those_of_scipy(None, "left")),
     Mutant("powers in one pass", put(SUMS, "of", classmethod(one_pass)), moments.test_a_large_mean_does_not_cancel),
-    Mutant("a constant has a skewness", put("sums", "_ROUNDING", -1.0),
+    Mutant("a constant has a skewness", put("groups", "_ROUNDING", -1.0),
            moments.test_rounding_of_a_constant_is_no_variation),
     Mutant("positions are not aligned", put("groups", "aligned", lambda array, axis="pos": array),
            moments.test_positions_that_are_kept_are_counted_from_each_texts_first_token),
@@ -316,13 +316,13 @@ FITTING = [
     Mutant("Benjamini-Hochberg is Holm",
            lambda patch: patch.setitem(module("fit").CORRECTIONS, "bh", module("fit").CORRECTIONS["holm"]),
            regression.test_corrections_are_statsmodels),
-    Mutant("problems are not marked", put("sums", "_problems", marks_nothing),
+    Mutant("problems are not marked", put("series", "_problems", marks_nothing),
            regression.test_degenerate_layers_are_marked_and_the_others_untouched),
     Mutant("orders on their own rows", other_rows_for_each_order, regression.test_lags_are_selected_on_the_same_rows),
-    Mutant("dependent columns are believed", put("sums", "_EPS", 0.0),
+    Mutant("dependent columns are believed", put("series", "_EPS", 0.0),
            lambda: solving.test_dependent_columns_are_marked(np.arange(30.0))),
     Mutant("a constant series is fitted",
-           put("sums", "is_constant", lambda ss, mean, n: np.zeros(np.shape(ss), bool)),
+           put("series", "is_constant", lambda ss, mean, n: np.zeros(np.shape(ss), bool)),
            lambda: solving.test_a_constant_series_is_marked(0.1)),
 ]  # fmt: skip
 
@@ -394,7 +394,7 @@ def writes_in_place(folder: Path, writers: Any, **_: Any) -> None:
 killed = in_folder(streaming.test_a_killed_stream_goes_on_to_the_same_bits, 3, 1)
 refused = in_folder(streaming.test_a_file_of_another_stream_is_refused)
 STREAMING = [
-    Mutant("buckets a twentieth too wide", wrapped("sums", "gamma", wider_buckets),
+    Mutant("buckets a twentieth too wide", wrapped("groups", "gamma", wider_buckets),
            lambda: sketch.test_the_error_is_as_stated_on_many_numbers(0.02)),
     Mutant("estimates off the middle", wrapped(Sketch, "quantiles", estimate_at_the_edge),
            lambda: sketch.test_the_error_is_as_stated_on_many_numbers(0.02)),

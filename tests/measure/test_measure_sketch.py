@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pellucid as pl
-from pellucid.measure.sums import Sketch
+from pellucid.measure.groups import Sketch
 
 SHARES = np.array([0, 0.01, 0.25, 0.5, 0.75, 0.99, 1])
 NUMBERS = st.lists(st.floats(allow_nan=False, allow_infinity=False, width=64), min_size=1, max_size=40)

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.measure import series as rows
-from pellucid.measure.series import Design, Panel
-from pellucid.measure.sums import COLLINEAR, CONSTANT, NOT_FINITE, Factor, Solution, solve
+from pellucid.measure.series import COLLINEAR, CONSTANT, NOT_FINITE, Design, Factor, Panel, Solution, solve
 
 
 def design_of(values: np.ndarray, lags: int, skip: int = 0) -> Design:

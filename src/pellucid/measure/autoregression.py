@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pellucid.axes import POSITIONS, coordinate
 from pellucid.check import require_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.fit import AutoregressionFit
-from pellucid.measure.labelled import Array
-from pellucid.measure.series import Basis, Design, Panel, panel_of
-from pellucid.measure.sums import NOT_FINITE, Factor, solve
+from pellucid.measure.labelled import Array, positions_of, require_entries
+from pellucid.measure.series import NOT_FINITE, TOO_SMALL, Basis, Design, Factor, Panel, index_of, solve
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,6 +181,64 @@ def fitted(
             remedy="Look at the series and the further regressors; a constant series has no autoregression.",
         )
     return AutoregressionFit(basis, solution, rows=rows, array=array)
+
+
+def panel_of(array: xarray.DataArray, what: str) -> Panel:
+    """Read a labelled array: `pos` (or `query`) is time, `batch` the texts, all other axes are series.
+
+    Raise `InputError` if it is none, has an empty axis or no single one of positions, or these are not adjacent.
+    """
+    if not isinstance(array, need("xarray", what).DataArray):
+        raise InputError(
+            f"{what}: {type(array).__name__} given, expected a labelled array with an axis of positions.",
+            code="not-measurable",
+            remedy="Pass what norms returned, or xarray.DataArray(numbers, dims=('layer', 'batch', 'pos')).",
+        )
+    require_entries(array.sizes, what)
+    time = [str(axis) for axis in POSITIONS if axis in array.dims]
+    if len(time) != 1:
+        raise InputError(
+            f"{what}: the axes are ({', '.join(map(str, array.dims))}), expected one of positions, pos or query.",
+            code="no-such-axis",
+            remedy="Pass norms, with their positions: (layer, batch, pos).",
+        )
+    texts = [dim for dim in array.dims if dim == "batch"]
+    dims = tuple(str(dim) for dim in array.dims if dim not in (*texts, *time))
+    ordered = array.transpose(*dims, *texts, *time)
+    shape = ordered.shape[: len(dims)]
+    values = np.asarray(ordered.values, dtype=np.float64)
+    values = values.reshape(int(np.prod(shape)), values.shape[-2] if texts else 1, values.shape[-1])
+    given = array.coords.get(coordinate(time[0], "position"))
+    if given is None or set(given.dims) != {*texts, *time}:
+        position = _counted(values)
+    else:
+        position = positions_of(given, *map(str, texts), *time).reshape(values.shape[1:])
+    require_adjacent(position, what)
+    return Panel(values, position, index_of(dims, shape, array.coords))
+
+
+def _counted(values: Array) -> Array:
+    """Count positions in an array that does not give them: from each text's first value to its last."""
+    columns = np.arange(values.shape[2])
+    real = np.asarray(~np.isnan(values).all(axis=0))
+    first, last = real.argmax(1)[:, None], columns[-1] - real[:, ::-1].argmax(1)[:, None]
+    inside = (first <= columns) & (columns <= last) & real.any(axis=1, keepdims=True)
+    return np.where(inside, columns - first, -1)
+
+
+def require_adjacent(position: Array, what: str) -> None:
+    """Raise `InputError` if a column's left neighbour is not the token before, as pads between columns make it."""
+    for text, row in enumerate(position):
+        columns = np.flatnonzero(row >= 0)
+        apart = np.flatnonzero((np.diff(columns) != 1) | (np.diff(row[columns]) != 1))
+        if len(apart):
+            before, after = columns[apart[0]], columns[apart[0] + 1]
+            raise InputError(
+                f"{what}: in text {text}, position {row[after]} (column {after}) follows position {row[before]} "
+                f"(column {before}), expected adjacent ones.",
+                code="positions-not-adjacent",
+                remedy="Capture all positions, or a slice of step 1, in order; measure.aligned closes gaps of pads.",
+            )
 
 
 def _design(norms: xarray.DataArray, lags: int, skip: int, regressors: Mapping[str, Any] | None) -> Design:

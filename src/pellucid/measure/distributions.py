@@ -10,11 +10,8 @@ import numpy as np
 from pellucid.check import as_number, as_python
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
-from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, Result, Source, array_of, grouped
+from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, Result, Source, Sums, array_of, grouped
 from pellucid.measure.labelled import Array
-from pellucid.measure.sums import Sums
-from pellucid.names import aliases
-from pellucid.schema import NEURONS
 
 if TYPE_CHECKING:
     import xarray

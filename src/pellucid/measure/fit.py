@@ -17,8 +17,7 @@ from pellucid.check import as_number, as_whole, require_one_of, require_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.labelled import Array
-from pellucid.measure.series import Basis, Design
-from pellucid.measure.sums import Solution
+from pellucid.measure.series import Basis, Design, Solution
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,16 +10,13 @@ import numpy as np
 
 from pellucid.check import as_number, require_whole
 from pellucid.errors import InputError, shown
-from pellucid.measure.autoregression import fitted
+from pellucid.measure.autoregression import fitted, panel_of
 from pellucid.measure.distributions import QUARTILES, moments_dataset, require_shares
 from pellucid.measure.fit import AutoregressionFit
-from pellucid.measure.groups import Result
+from pellucid.measure.groups import Comoments, Result, Sketch, Sums, require_buckets
 from pellucid.measure.labelled import Array
-from pellucid.measure.series import Basis, Design, index_of, panel_of
+from pellucid.measure.series import Basis, Design, Factor, index_of
 from pellucid.measure.statistic import Layout, Of, Statistic
-from pellucid.measure.sums import Comoments, Factor, Sketch, Sums, require_buckets
-from pellucid.names import aliases
-from pellucid.schema import NEURONS
 
 if TYPE_CHECKING:
     import xarray
