@@ -126,6 +126,7 @@ class Gradients:
         values: The base run's.
         gradients: dm/dvalue of each of them in the base run.
         about: What an array of these estimates says, but for its title.
+        scored: Of queries and keys that go through the softmax: the queries, keys and pattern of their block.
     """
 
     def __init__(

@@ -107,7 +107,7 @@ class Ablations:
         )]  # fmt: skip
         self._pair, self._runs = pair, pair.run(model, metric, self.written)
         self.clean, self.corrupted = (
-            torch.tensor(self._runs.plain[f"{side}_by_text"], dtype=torch.float64) for side in ("clean", "corrupted")
+            torch.tensor(self._runs.about[f"{side}_by_text"], dtype=torch.float64) for side in ("clean", "corrupted")
         )
         self.interrupted = False
         self._choose(choices)

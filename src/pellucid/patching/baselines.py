@@ -88,7 +88,7 @@ def baseline(
     pool = _pool(model.schema, cells.names, of)
     runs = pair.run(model, metric, pool, pool)
     changes = [cell.puts(runs.source) for cell in cells]
-    about = {"checkpoint": ", ".join(cells.kinds), "direction": direction, **runs.about(f"random {of}")}
+    about = {"checkpoint": ", ".join(cells.kinds), "direction": direction, **runs.about, "title": f"random {of}"}
     return _Random(runs.base, runs.source, pool, of, changes).measured(draws, seed, about, per_text=per_text)
 
 
@@ -186,7 +186,7 @@ def path_baseline(
         ends.require_order(ends.sent_names)
     runs = pair.run(model, metric, pool, (*held, *pool))
     changes = [tuple(put for cell in cells for put in cell.puts(runs.source)) for cells in going]
-    about = {"through": through, "direction": direction, **runs.about(f"random {of} {ends.title}")}
+    about = {"through": through, "direction": direction, **runs.about, "title": f"random {of} {ends.title}"}
     drawn = _Random(runs.base, runs.source, pool, of, changes, Paths(ends, runs, held))
     return drawn.measured(draws, seed, about, per_text=per_text)
 

@@ -102,7 +102,7 @@ def path(
     if over:
         about["checkpoint"] = ", ".join(ends.sent[0].kinds)
     title = f"paths {ends.title}, {pair.taken} into {pair.into}"
-    return found.labelled("path", {**about, **runs.about(title)}, per_text=per_text)
+    return found.labelled("path", {**about, **runs.about, "title": title}, per_text=per_text)
 
 
 def held_names(schema: Schema, through: str) -> tuple[str, ...]:

@@ -202,7 +202,7 @@ def sweep(
     runs = pair.run(model, metric, cells.names, max_bytes=max_bytes, begin=cells.begin)
     found = results(runs.base, cells, patches(cells, runs.source), progress=progress)
     title = f"{', '.join(cells.kinds)}, {pair.taken} into {pair.into}"
-    about = {"checkpoint": ", ".join(cells.kinds), "direction": direction, **runs.about(title)}
+    about = {"checkpoint": ", ".join(cells.kinds), "direction": direction, **runs.about, "title": title}
     return found.labelled("sweep", about, per_text=per_text)
 
 
@@ -339,8 +339,4 @@ class PlainRuns:
 
     base: Base  # the one that is changed
     source: Mapping[str, Tensor]  # values of the other one
-    plain: Mapping[str, Any]  # what an array of runs between them says, but for its title
-
-    def about(self, title: str) -> dict[str, Any]:
-        """What an array of runs between them says, for figures and `normalized`."""
-        return {**self.plain, "title": title}
+    about: Mapping[str, Any]  # what an array of runs between them says, for figures and `normalized`, but for its title

@@ -253,7 +253,8 @@ def patch(
     changes = _features(sae, runs.source[name]) - _features(sae, runs.base.values[name])
     values = _measured(sae, runs.base, name, changes, features, per_text=per_text, progress=progress)
     title = f"features of {name}, {pair.taken} into {pair.into}"
-    return values.rename("patch").assign_attrs({"checkpoint": name, "direction": direction, **runs.about(title)})
+    about = {"checkpoint": name, "direction": direction, **runs.about, "title": title}
+    return values.rename("patch").assign_attrs(about)
 
 
 def _features(sae: SparseAutoencoder, value: Tensor) -> Tensor:
