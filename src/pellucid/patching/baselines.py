@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from pellucid.check import require_one_of, require_whole
-from pellucid.errors import InputError, shown, warn
+from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric
 from pellucid.names.aliases import Names
 from pellucid.patching.ablation import Ablated, How
 from pellucid.patching.cells import Cells, size_of
 from pellucid.patching.paths import PathEnd, PathEnds, Paths, held_names
-from pellucid.patching.reruns import Base, Rerun
+from pellucid.patching.reruns import Base, Rerun, until_interrupted
 from pellucid.patching.roles import Put, Roles
 from pellucid.patching.sweeps import UNMEASURED, Direction, Texts
 from pellucid.run.interrupts import told
@@ -234,14 +234,13 @@ class _Random:
         chosen = [changing[number] for number in torch.randint(len(changing), (draws,), generator=random).tolist()]
         found = np.full((draws, len(self.base.batch)), np.nan)
         at_once = self._at_once(changing)
-        try:
+
+        def runs() -> Iterator[tuple[int, Tensor]]:
             for first in range(0, draws, at_once):
                 drawn = [tuple(self._drawn(puts, random)) for puts in chosen[first : first + at_once]]
-                for number, value in self._runs(drawn):
-                    found[first + number] = value.numpy()
-        except KeyboardInterrupt:
-            done = int((~np.isnan(found[:, 0])).sum())
-            warn(f"interrupted: {done} of {draws} runs were measured, the others are NaN")
+                yield from ((first + number, value) for number, value in self._runs(drawn))
+
+        until_interrupted(runs(), draws, found.__setitem__)
         dims = ("draw", str(Axis.BATCH)) if per_text else ("draw",)
         array = need("xarray", "pellucid.patching").DataArray
         attrs = {**about, "of": self.of, "seed": seed}

@@ -15,10 +15,11 @@ from torch import Tensor
 from pellucid.check import require_one_of, require_whole
 from pellucid.errors import InputError, warn
 from pellucid.extras import need
+from pellucid.interrupts import told
 from pellucid.metrics import Metric, measured, units_of
 from pellucid.names.aliases import Names
 from pellucid.patching.cells import Cells, SweepCell
-from pellucid.patching.reruns import BYTES, Base, Rerun, Sharing
+from pellucid.patching.reruns import BYTES, Base, Rerun, Sharing, until_interrupted
 from pellucid.patching.roles import Roles, of_unequal_length, roles_of
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.cost import estimate
@@ -252,17 +253,13 @@ def results(
     """
     shape = (*cells.shape, len(base.batch))
     values, counted = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-    done = 0
-    try:
-        with bar("runs", len(todo), wanted=progress) as advance:
-            for number, found in (run or base.differing)([trial for _, trial in todo]):
-                cell = todo[number][0]
-                rows = slice(None) if cell.columns is None else cell.columns.rows.numpy()
-                values[cell.at], counted[(*cell.at, rows)] = found.numpy(), True
-                done += 1
-                advance(1)
-    except KeyboardInterrupt:
-        warn(f"interrupted: {done} of {len(todo)} runs were measured, the others are NaN")
+
+    def keep(number: int, found: NDArray[Any]) -> None:
+        cell = todo[number][0]
+        rows = slice(None) if cell.columns is None else cell.columns.rows.numpy()
+        values[cell.at], counted[(*cell.at, rows)] = found, True
+
+    until_interrupted((run or base.differing)([trial for _, trial in todo]), len(todo), keep, progress=progress)
     if not np.isfinite(values[counted]).all():
         warn("the metric is not finite after some of the changes")
     return Measured(cells, values, counted, base.plain.numpy())

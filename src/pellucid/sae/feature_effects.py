@@ -22,11 +22,12 @@ from pellucid.attribution.reading import (
     require_captured,
 )
 from pellucid.axes import Axis
-from pellucid.errors import InputError, shown, warn
+from pellucid.errors import InputError, shown
 from pellucid.extras import need
+from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.network import Network
-from pellucid.patching.reruns import Base, Rerun
+from pellucid.patching.reruns import Base, Rerun, until_interrupted
 from pellucid.patching.roles import Columns, Put
 from pellucid.patching.sweeps import UNMEASURED, Direction, Texts, described, require_room
 from pellucid.run.activations import ActivationCkpts
@@ -277,15 +278,8 @@ def _measured(
     values = base.plain.numpy()[None].repeat(len(chosen), 0)
     todo = [number for number, feature in enumerate(chosen.tolist()) if bool(changed[feature])]
     values[todo] = np.nan
-    done = 0
-    try:
-        with bar("runs", len(todo), wanted=progress) as advance:
-            for number, measured in _runs(sae, base, name, changes, chosen, todo):
-                values[number] = measured.numpy()
-                done += 1
-                advance(1)
-    except KeyboardInterrupt:
-        warn(f"interrupted: {done} of {len(todo)} runs were measured, the others are NaN")
+    runs = _runs(sae, base, name, changes, chosen, todo)
+    until_interrupted(runs, len(todo), values.__setitem__, progress=progress)
     dims, coords = [str(Axis.FEATURE)], {str(Axis.FEATURE): chosen.numpy()}
     if per_text:
         dims, coords = [*dims, str(Axis.BATCH)], {**coords, str(Axis.BATCH): np.arange(len(base.batch))}
