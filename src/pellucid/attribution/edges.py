@@ -18,7 +18,8 @@ from torch import Tensor
 from pellucid.attribution.gradient import agreement, differentiable, gradient_run
 from pellucid.axes import RESIDUAL
 from pellucid.check import require_whole
-from pellucid.circuits.ablations import KINDS, Ablations, Choices
+from pellucid.circuits.ablations import KINDS, Ablations, Choices, written_in
+from pellucid.dialects import named_arguments
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
 from pellucid.patching.paths import MLP_OUT, Z
@@ -88,9 +89,7 @@ def edges(
     seed = require_whole("edges: seed", seed)
     pair, schema = Texts.of(model, clean, corrupted, direction, None), model.schema
     pair.require_equal_lengths("edges", "Give texts of equal length; pl.attribution.gradient takes align= for others.")
-    blocks = range(len(schema.blocks))
-    written = [f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in schema]
-    kept = ("blocks.0.resid_pre", "ckpt_embed", *written)
+    kept = ("ckpt_embed", *written_in(schema))
     require_room(model, pair.base, pair.source, kept, metric, None)
     theirs, source = model.run_with_ckpts(pair.source, names=kept)
     logits, own = _run(model, pair.base, kept)

@@ -80,7 +80,13 @@ def require_captured(ckpts: ActivationCkpts, names: list[str], by: str, *, heads
             code="not-captured",
             remedy=f"Run the text from the embeddings on with names={list(patterns)}.",
         )
-    if heads and ckpts.part.heads is not None:
+    if heads:
+        require_all_heads(ckpts, by)
+
+
+def require_all_heads(ckpts: ActivationCkpts, by: str) -> None:
+    """Refuse a run of which some heads alone were kept."""
+    if ckpts.part.heads is not None:
         raise InputError(
             f"{by}: some heads alone were kept of this run, expected all.",
             code="attribution-of-some-heads",

@@ -28,11 +28,17 @@ from pellucid.patching.roles import Columns, Put
 from pellucid.patching.sweeps import Direction, Texts
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region, warn_of_pads
-from pellucid.schema import Axis
+from pellucid.schema import Schema
 from pellucid.text.batch import Inputs
 
 EMBEDDED = "blocks.0.resid_pre"
 KINDS = (EMBEDDINGS, "heads", "mlps")
+
+
+def written_in(schema: Schema) -> tuple[str, ...]:
+    """The checkpoints that hold what the nodes of a model write."""
+    every = (f"blocks.{i}.{kind}" for i in range(len(schema.blocks)) for kind in (Z, MLP_OUT))
+    return (EMBEDDED, *(name for name in every if name in schema))
 
 
 @dataclass(frozen=True)
@@ -101,11 +107,7 @@ class Ablations:
         self.model, self.graph = model, Graph(model.schema)
         pair = Texts.of(model, clean, corrupted, choices.direction, None)
         pair.require_equal_lengths("circuits", "Give texts of equal length.")
-        blocks = range(len(model.schema.blocks))
-        self.written = [EMBEDDED, *(
-            f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in model.schema
-        )]  # fmt: skip
-        self._pair, self._runs = pair, pair.run(model, metric, self.written)
+        self._pair, self._runs = pair, pair.run(model, metric, written_in(model.schema))
         self.clean, self.corrupted = (
             torch.tensor(self._runs.about[f"{side}_by_text"], dtype=torch.float64) for side in ("clean", "corrupted")
         )

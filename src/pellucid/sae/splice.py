@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pellucid.attribution.reading import require_all_heads
+from pellucid.axes import Axis
 from pellucid.check import require_whole
-from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Captured, find
 from pellucid.run.changes import Site
@@ -88,12 +89,8 @@ def captured(sae: SparseAutoencoder, ckpts: ActivationCkpts) -> tuple[Captured, 
     source = find(ckpts, sae.config.at)
     value = ckpts[sae.place(ckpts.schema)].detach()
     source.require_finite(value.cpu(), 0)
-    if sae.config.has_heads and ckpts.part.heads is not None:
-        raise InputError(
-            f"autoencoder of {sae.config.at!r}: some heads alone were kept of this run, expected all.",
-            code="attribution-of-some-heads",
-            remedy="Capture without heads=, and select heads of the result.",
-        )
+    if sae.config.has_heads:
+        require_all_heads(ckpts, f"autoencoder of {sae.config.at!r}")
     return source, own_part(sae, value)
 
 
