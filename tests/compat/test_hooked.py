@@ -455,6 +455,11 @@ REMEDIES: dict[str, list[Case]] = {
             "model.set_use_attn_result(True)",
             lambda at: (at.set_use_attn_result(True), _hook(at, "blocks.0.attn.hook_result")),
         ),
+        Case(
+            lambda at: at.add_caching_hooks("blocks.0.attn.hook_result"),
+            "model.set_use_attn_result(True)",
+            lambda at: (at.set_use_attn_result(True), at.add_caching_hooks("blocks.0.attn.hook_result")),
+        ),
     ],
     "hooked-weight": [
         Case(

@@ -225,8 +225,7 @@ class HookedRootModule(nn.Module):
         found = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
         for dir, pairs in zip(("fwd", "bwd"), found[1:], strict=True):
             for name, hook in pairs:
-                for point in self._chosen(name):
-                    point.add_hook(hook, dir)
+                self.add_hook(name, hook, dir)
         return found[0]
 
     def cache_all(
