@@ -633,6 +633,7 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "slice-kind": [
         Case(lambda at: _cached(at, pos_slice="last"), "-1", lambda at: _cached(at, pos_slice=-1)),
+        Case(lambda at: utils.Slice(()), "(1, 4) for a range", lambda at: utils.Slice((1, 4))),
     ],
     "slice-without-length": [
         Case(lambda at: utils.Slice((1, 3)).indices(), "max_ctx=", lambda at: utils.Slice((1, 3)).indices(max_ctx=4)),

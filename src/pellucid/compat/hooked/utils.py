@@ -86,7 +86,7 @@ class Slice:
 
     def __init__(self, input_slice: Any = None) -> None:
         self.slice: Any
-        if isinstance(input_slice, tuple):
+        if isinstance(input_slice, tuple) and 0 < len(input_slice) < 4:
             self.slice, self.mode = slice(*input_slice), "slice"
         elif isinstance(input_slice, slice):
             self.slice, self.mode = input_slice, "slice"
