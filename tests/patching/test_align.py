@@ -10,6 +10,7 @@ from loops import METRIC, exact
 
 import pellucid as pl
 import support
+from pellucid.patching.measured_runs import Direction
 
 CLEAN, CORRUPTED = "Tom had a red ball.", "Sue has the ball."
 
@@ -63,7 +64,7 @@ def test_a_part_is_patched_where_it_is_in_each_text() -> None:
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
-def test_true_pairs_what_both_texts_share(direction: pl.patching.sweeps.Direction) -> None:
+def test_true_pairs_what_both_texts_share(direction: Direction) -> None:
     model = exact()
     shorter = support.ragged_ids(5)
     longer = [[*shorter[0][:2], 91, *shorter[0][2:]]]

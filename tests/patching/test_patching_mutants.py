@@ -17,7 +17,7 @@ import torch
 import pellucid as pl
 import support
 from pellucid.patching import ablation as ablating
-from pellucid.patching import baselines, paths, reruns, roles, sweeps
+from pellucid.patching import baselines, measured_runs, paths, reruns, roles
 
 Patch = pytest.MonkeyPatch
 
@@ -118,7 +118,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         wrapped(reruns.Rerun, "start", a_block_later), lambda: loop(name="resid_pre", over=("layer", "pos")),
     ),
     "values of another text": (wrapped(roles.Put, "write", other_rows), loop),
-    "clean and corrupted exchanged": (wrapped(sweeps.Texts, "of", exchanged), loop),
+    "clean and corrupted exchanged": (wrapped(measured_runs.Texts, "of", exchanged), loop),
     "the head reads a column before": (wrapped(reruns.Base, "_reader", column_before), loop),
     "stale logits": (wrapped(reruns.Base, "_whole", stale), lambda: loop(sweeping.everywhere)),
     "no head is held": (

@@ -23,7 +23,7 @@ from pellucid.dialects import named_arguments
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
 from pellucid.patching.paths import MLP_OUT, Z
-from pellucid.patching.sweeps import Direction, Texts, require_room
+from pellucid.patching.measured_runs import Direction, Texts, require_room
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.interrupts import told

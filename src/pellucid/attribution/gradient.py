@@ -23,7 +23,7 @@ from pellucid.names.calls import named_arguments
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Put, Roles
-from pellucid.patching.sweeps import Direction, Measured, Texts, patches, require_room, results
+from pellucid.patching.measured_runs import Direction, Measured, Texts, patches, require_room, results
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.interrupts import told

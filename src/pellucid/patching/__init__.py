@@ -7,8 +7,8 @@ from pellucid.patching.ablation import ablate as ablate
 from pellucid.patching.baselines import ablation_baseline as ablation_baseline
 from pellucid.patching.baselines import baseline as baseline
 from pellucid.patching.baselines import path_baseline as path_baseline
-from pellucid.patching.effects import effect_sizes as effect_sizes
-from pellucid.patching.effects import normalized as normalized
+from pellucid.patching.sweeps import effect_sizes as effect_sizes
+from pellucid.patching.sweeps import normalized as normalized
 from pellucid.patching.paths import path as path
 from pellucid.patching.roles import Roles as Roles
 from pellucid.patching.roles import align as align

@@ -16,7 +16,7 @@ from pellucid.names import aliases
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Rerun, block_of
 from pellucid.patching.roles import Put, Roles
-from pellucid.patching.sweeps import Direction, PlainRuns, Texts, results
+from pellucid.patching.measured_runs import Direction, PlainRuns, Texts, results
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region
 from pellucid.schema import Axis, Schema

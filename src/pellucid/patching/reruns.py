@@ -11,19 +11,17 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pellucid.axes import Axes, Axis
-from pellucid.errors import EditError, warn
-from pellucid.interrupts import bar
+from pellucid.errors import EditError
 from pellucid.metrics import Metric, column_of, measured, positions_of
 from pellucid.patching.roles import Put
 from pellucid.run.cache import KeyValueCache
@@ -326,18 +324,3 @@ class Base:
         known = torch.where((self.read < begin)[..., None], self.logits, given)
         whole[torch.arange(len(whole))[:, None], self.read] = known
         return whole
-
-
-def until_interrupted(
-    runs: Iterable[tuple[int, Tensor]], count: int, keep: Callable[[int, Any], None], *, progress: bool = False
-) -> None:
-    """Keep the number and the metric [B] of each of so many runs, until the last or until Control-C."""
-    done = 0
-    try:
-        with bar("runs", count, wanted=progress) as advance:
-            for number, found in runs:
-                keep(number, found.numpy())
-                done += 1
-                advance(1)
-    except KeyboardInterrupt:
-        warn(f"interrupted: {done} of {count} runs were measured, the others are NaN")

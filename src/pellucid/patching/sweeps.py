@@ -1,142 +1,32 @@
-"""Patching and ablation swept over a model: the metric after each of many changes, every one in a run of its own."""
+"""Patching swept over a model: the metric after each of many changes, every one in a run of its own; what it costs, and
+what it says on one scale.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from pellucid.check import require_one_of, require_whole
-from pellucid.errors import InputError, warn
+from pellucid.aliases import Names
+from pellucid.axes import Axis
+from pellucid.errors import InputError
 from pellucid.extras import need
-from pellucid.interrupts import told
-from pellucid.metrics import Metric, measured, units_of
-from pellucid.names.aliases import Names
-from pellucid.patching.cells import Cells, SweepCell
-from pellucid.patching.reruns import BYTES, Base, Rerun, Sharing, until_interrupted
-from pellucid.patching.roles import Roles, of_unequal_length, roles_of
-from pellucid.run.cache import KeyValueCache
-from pellucid.run.cost import estimate
-from pellucid.run.interrupts import bar, told
+from pellucid.metrics import Metric
+from pellucid.patching.measured_runs import Direction, Texts, kept_bytes, patches, require_room, results
+from pellucid.patching.reruns import Rerun, Sharing
+from pellucid.patching.roles import Roles
 from pellucid.run.model import CkptedTransformer
-from pellucid.run.origin import source_of
 from pellucid.run.region import Index, Region
-from pellucid.schema import Axis, Schema
-from pellucid.text.batch import Batch, Inputs
+from pellucid.text.batch import Inputs
 
 if TYPE_CHECKING:
     import xarray
 
-Direction = Literal["denoise", "noise"]
-UNMEASURED = "interrupted during the plain runs: nothing was measured"
-
-
-@dataclass(frozen=True)
-class SweepCost:
-    """What a sweep would take.
-
-    Attributes:
-        runs: Edited runs.
-        batches: Batches that they share.
-        kept: Bytes that are kept throughout: the source's values, the base run's, and logits of whole texts.
-        batch: Bytes that the values of a batch take at most.
-    """
-
-    runs: int
-    batches: int
-    kept: int
-    batch: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes beside the model, at most."""
-        return self.kept + self.batch
-
-    def __int__(self) -> int:
-        return self.nbytes
-
-    def __repr__(self) -> str:
-        shared = "1 batch" if self.batches == 1 else f"{self.batches:,} batches"
-        return f"{self.runs:,} runs in {shared}, at most {self.nbytes:,} bytes"
-
-
-def estimate_sweep(
-    model: CkptedTransformer,
-    clean: Inputs,
-    corrupted: Inputs,
-    names: Names,
-    *,
-    over: Sequence[str],
-    metric: Metric,
-    direction: Direction = "denoise",
-    pos: Index = None,
-    heads: Index = None,
-    neurons: Index = None,
-    align: Roles | bool | None = None,
-    max_bytes: int | None = None,
-) -> SweepCost:
-    """Count the runs, batches and bytes of a sweep; runs nothing. Arguments and errors are those of `sweep`.
-
-    Example:
-        >>> import pellucid as pl
-        >>> pl.patching.estimate_sweep(
-        ...     pl.load(), "Tom has a ball.", "Tom has a cat.", "resid_pre", over=("layer", "pos"),
-        ...     metric=pl.metrics.logit(" He"))
-        20 runs in 1 batch, at most 2,663,045 bytes
-    """
-    pair = Texts.of(model, clean, corrupted, direction, align)
-    cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
-    room = require_room(model, pair.base, pair.source, cells.names, metric, max_bytes, cells.begin)
-    trials = [Rerun(cell.puts(dict.fromkeys(cell.names, torch.empty(0)))) for cell in cells]
-    sharing = Sharing.of(model, pair.base, metric, room)
-    batches = list(sharing.batches(trials))
-    most = max((sharing.bytes_of(len(group), min(trials[i].begin for i in group)) for group in batches), default=0)
-    kept = _kept(model, pair.base, pair.source, cells.names) + sharing.whole_logits
-    return SweepCost(len(trials), len(batches), kept, most)
-
-
-def require_room(
-    model: CkptedTransformer, base: Batch, source: Batch, names: Iterable[str], metric: Metric, max_bytes: int | None,
-    begin: int = 0,
-) -> int:  # fmt: skip
-    """The bytes that a shared batch of a sweep may take, whose runs differ from the column `begin` on."""
-    limit = free_memory() if max_bytes is None else require_whole("max_bytes", max_bytes, at_least=1)
-    if limit is None:
-        return BYTES
-    sharing = Sharing.of(model, base, metric)
-    kept, single = _kept(model, base, source, names) + sharing.whole_logits, sharing.bytes_of(1, begin)
-    if kept + single > limit:
-        raise InputError(
-            f"{kept:,} bytes are kept and one run needs {single:,}, but {limit:,} may be taken.",
-            code="sweep-memory",
-            remedy="Give fewer or shorter texts at once, or fewer checkpoints, such as those of one block.",
-        )
-    return min(BYTES, limit - kept)
-
-
-def free_memory() -> int | None:
-    """How many bytes the system says are available; None if it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
-
-
-def _kept(model: CkptedTransformer, base: Batch, source: Batch, names: Iterable[str]) -> int:
-    """Bytes of the source's values, of what enters each block of the base run, and of its keys and values."""
-    last = f"blocks.{len(model.schema.blocks) - 1}.resid_post"
-    stream = estimate(model, base, ["resid_pre", last]).nbytes
-    rows, columns = base.shape
-    cache = KeyValueCache.bytes_needed(model.config, rows, columns, model.dtype)
-    return estimate(model, source, list(names)).nbytes + stream + cache
+_BATCH = str(Axis.BATCH)
 
 
 def sweep(
@@ -208,132 +98,161 @@ def sweep(
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured."""
+class SweepCost:
+    """What a sweep would take.
 
-    cells: Cells  # what was gone over
-    values: NDArray[Any]  # [*cells.shape, B]; NaN where nothing was measured
-    counted: NDArray[Any]  # [*cells.shape, B], true where a text was changed and measured
-    unchanged: NDArray[Any]  # [B], what is measured of a text that has not the position, so that nothing changes
-
-    def labelled(self, name: str, about: Mapping[str, Any], *, per_text: bool) -> xarray.DataArray:
-        """As a labelled array, over texts or for each."""
-        dims, coords, values = self.cells.dims, self.cells.coords, np.where(self.counted, self.values, np.nan)
-        if per_text:
-            dims, coords = (*dims, str(Axis.BATCH)), {**coords, str(Axis.BATCH): range(values.shape[-1])}
-        else:
-            every = np.where(self.counted, self.values, self.unchanged).mean(-1)
-            values = np.where(self.counted.any(-1), every, np.nan)
-        array = need("xarray", "pellucid.patching").DataArray
-        return array(values, dims=dims, coords=coords, name=name, attrs=dict(about))
-
-
-def described(model: CkptedTransformer, metric: Metric, plain: Tensor, title: str) -> dict[str, Any]:
-    """What an array of changed runs says for figures: what it shows, and the metric with its value without a change."""
-    return {"title": title, "model": source_of(model), "metric": repr(metric), "units": units_of(metric),
-            "unchanged": float(plain.mean())}  # fmt: skip
-
-
-def results(
-    base: Base,
-    cells: Cells,
-    todo: Sequence[tuple[SweepCell, Rerun]],
-    run: Callable[[Sequence[Rerun]], Iterator[tuple[int, Tensor]]] | None = None,
-    *,
-    progress: bool = False,
-) -> Measured:
-    """Run the trial of every cell, until the last or until Control-C.
-
-    Args:
-        base: The run that is changed.
-        cells: All cells, whose result is made.
-        todo: Those that are measured, and the trial of each.
-        run: Gives the number and the metric [B] of each trial, as they are done; those of the base run if None.
-        progress: Whether to draw a bar.
+    Attributes:
+        runs: Edited runs.
+        batches: Batches that they share.
+        kept: Bytes that are kept throughout: the source's values, the base run's, and logits of whole texts.
+        batch: Bytes that the values of a batch take at most.
     """
-    shape = (*cells.shape, len(base.batch))
-    values, counted = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
 
-    def keep(number: int, found: NDArray[Any]) -> None:
-        cell = todo[number][0]
-        rows = slice(None) if cell.columns is None else cell.columns.rows.numpy()
-        values[cell.at], counted[(*cell.at, rows)] = found, True
-
-    until_interrupted((run or base.differing)([trial for _, trial in todo]), len(todo), keep, progress=progress)
-    if not np.isfinite(values[counted]).all():
-        warn("the metric is not finite after some of the changes")
-    return Measured(cells, values, counted, base.plain.numpy())
-
-
-def patches(cells: Cells, source: Mapping[str, Tensor]) -> list[tuple[SweepCell, Rerun]]:
-    """Every cell with the trial that puts its part of the source's values there."""
-    return [(cell, Rerun(cell.puts(source))) for cell in cells]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Clean and corrupted texts, and which of them are changed."""
-
-    base: Batch  # the texts whose runs are changed
-    source: Batch  # the texts whose values are put in
-    into: str  # what the base is: "clean" or "corrupted"
-    roles: Roles | None  # which positions of the base take which of the source; None for the same
-
-    @classmethod
-    def of(
-        cls, model: CkptedTransformer, clean: Inputs, corrupted: Inputs, direction: Direction,
-        align: Roles | bool | None,
-    ) -> Texts:  # fmt: skip
-        """Read what was given."""
-        remedy = "Give direction='denoise' to put clean values into corrupted runs, 'noise' for the reverse."
-        require_one_of("direction", direction, ("denoise", "noise"), code="sweep-direction", remedy=remedy)
-        batches = model.tokenize(clean), model.tokenize(corrupted)
-        roles = roles_of(align, model, *batches)
-        if direction == "denoise":
-            return cls(batches[1], batches[0], "corrupted", roles)
-        return cls(batches[0], batches[1], "clean", None if roles is None else roles.turned())
-
-    def require_equal_lengths(self, where: str, remedy: str) -> None:
-        """Refuse texts whose positions do not belong together one by one."""
-        if self.base.shape != self.source.shape or not torch.equal(self.base.mask, self.source.mask):
-            raise of_unequal_length(where, self.base, self.source, remedy)
+    runs: int
+    batches: int
+    kept: int
+    batch: int
 
     @property
-    def taken(self) -> str:
-        """What the source is: "clean" or "corrupted"."""
-        return "clean" if self.into == "corrupted" else "corrupted"
+    def nbytes(self) -> int:
+        """Bytes beside the model, at most."""
+        return self.kept + self.batch
 
-    def cells(self, schema: Schema, names: Names, over: Sequence[str], part: Region) -> Cells:
-        """What a sweep of these texts goes over."""
-        return Cells(schema, names, over, self.base, self.source, part, self.roles)
+    def __int__(self) -> int:
+        return self.nbytes
 
-    def run(
-        self, model: CkptedTransformer, metric: Metric, names: Iterable[str], kept: Iterable[str] = (),
-        *, max_bytes: int | None = None, begin: int = 0,
-    ) -> PlainRuns:  # fmt: skip
-        """Make the two plain runs."""
-        names, kept = tuple(names), tuple(kept)
-        every = dict.fromkeys((*names, *kept))
-        room = require_room(model, self.base, self.source, every, metric, max_bytes, begin)
-        with told(UNMEASURED):
-            base = Base(model, self.base, metric, kept, of=f"the {self.into} run", max_bytes=room)
-            logits, source = model.run_with_ckpts(self.source, names=names)
-        assert logits is not None, "the run was not stopped"
-        theirs = measured(metric, logits, self.source, of=f"the {self.taken} run")
-        return PlainRuns(base, source, self.about(model, metric, base.plain, theirs))
-
-    def about(self, model: CkptedTransformer, metric: Metric, base: Tensor, source: Tensor) -> dict[str, Any]:
-        """What an array of runs between the two says, but for its title, given the metric [B] of both."""
-        read = {self.into: base, self.taken: source}
-        of_both: dict[str, Any] = {side: float(read[side].mean()) for side in ("clean", "corrupted")}
-        of_both |= {f"{side}_by_text": read[side].tolist() for side in ("clean", "corrupted")}
-        return {**described(model, metric, base, ""), **of_both}
+    def __repr__(self) -> str:
+        shared = "1 batch" if self.batches == 1 else f"{self.batches:,} batches"
+        return f"{self.runs:,} runs in {shared}, at most {self.nbytes:,} bytes"
 
 
-@dataclass(frozen=True)
-class PlainRuns:
-    """The two runs that patches stand between."""
+def estimate_sweep(
+    model: CkptedTransformer,
+    clean: Inputs,
+    corrupted: Inputs,
+    names: Names,
+    *,
+    over: Sequence[str],
+    metric: Metric,
+    direction: Direction = "denoise",
+    pos: Index = None,
+    heads: Index = None,
+    neurons: Index = None,
+    align: Roles | bool | None = None,
+    max_bytes: int | None = None,
+) -> SweepCost:
+    """Count the runs, batches and bytes of a sweep; runs nothing. Arguments and errors are those of `sweep`.
 
-    base: Base  # the one that is changed
-    source: Mapping[str, Tensor]  # values of the other one
-    about: Mapping[str, Any]  # what an array of runs between them says, for figures and `normalized`, but for its title
+    Example:
+        >>> import pellucid as pl
+        >>> pl.patching.estimate_sweep(
+        ...     pl.load(), "Tom has a ball.", "Tom has a cat.", "resid_pre", over=("layer", "pos"),
+        ...     metric=pl.metrics.logit(" He"))
+        20 runs in 1 batch, at most 2,663,045 bytes
+    """
+    pair = Texts.of(model, clean, corrupted, direction, align)
+    cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
+    room = require_room(model, pair.base, pair.source, cells.names, metric, max_bytes, cells.begin)
+    trials = [Rerun(cell.puts(dict.fromkeys(cell.names, torch.empty(0)))) for cell in cells]
+    sharing = Sharing.of(model, pair.base, metric, room)
+    batches = list(sharing.batches(trials))
+    most = max((sharing.bytes_of(len(group), min(trials[i].begin for i in group)) for group in batches), default=0)
+    kept = kept_bytes(model, pair.base, pair.source, cells.names) + sharing.whole_logits
+    return SweepCost(len(trials), len(batches), kept, most)
+
+
+def normalized(swept: xarray.DataArray) -> xarray.DataArray:
+    """Return a sweep on the scale on which 0 is the corrupted run and 1 the clean one.
+
+    It is (m - m_corrupted) / (m_clean - m_corrupted) (Wang et al. 2022, arXiv:2211.00593). In an ablation, 0 is the run
+    in which everything that was gone over is ablated at once, and 1 the plain one. An array that keeps its texts is put
+    on each text's own scale.
+
+    Args:
+        swept: What `sweep`, `path` or `ablate` returned.
+
+    Raises:
+        InputError: If the array holds something else, or the metric does not tell the two runs apart.
+
+    Example:
+        >>> import pellucid as pl
+        >>> swept = pl.patching.sweep(
+        ...     pl.load(), "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the", "resid_post",
+        ...     over=("layer",), metric=pl.metrics.logit_difference(" ball", " cat"))
+        >>> round(float(pl.patching.normalized(swept)[-1]), 4)
+        1.0
+    """
+    by = "normalized"
+    sides = ("plain", "ablated") if "how" in _attrs(swept, by) else ("clean", "corrupted")
+    one, nothing = (_plain(swept, side, by) for side in sides)
+    span = one - nothing
+    if np.any(zero := np.asarray(span == 0)):
+        text = f" of text {int(swept[_BATCH].values.ravel()[zero.argmax()])}" if _keeps_texts(swept) else ""
+        raise InputError(
+            f"{by}: the metric is the same in the {sides[0]} and in the {sides[1]} run{text}.",
+            code="nothing-to-normalize",
+            remedy="Choose a metric or texts in which the two runs differ.",
+        )
+    values = ((swept - nothing) / span).transpose(*swept.dims).values
+    unchanged = float("how" in swept.attrs or swept.attrs.get("direction") == "noise")
+    return swept.copy(data=values).assign_attrs(units=f"share of {sides[0]} - {sides[1]}", unchanged=unchanged)
+
+
+def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
+    """Return the mean effect over texts, divided by its standard deviation over texts: Cohen's d of paired samples.
+
+    The effect is what the change does to the metric of the plain run. Around 0.2 is called small, 0.8 large (Cohen
+    1988, Statistical Power Analysis for the Behavioral Sciences, section 2.2).
+
+    Args:
+        swept: What `sweep`, `path` or `ablate` returned with `per_text=True`, of two texts or more.
+
+    Raises:
+        InputError: If the array has no texts, or one.
+
+    Example:
+        >>> import pellucid as pl
+        >>> ablated = pl.patching.ablate(
+        ...     pl.load(), ["Once upon a", "There was a little"], "mlp.ckpt_mlp_out", over=("layer",), how="zero",
+        ...     metric=pl.metrics.loss(), per_text=True)
+        >>> pl.patching.effect_sizes(ablated).sizes
+        Frozen({'layer': 4})
+    """
+    attrs, side = _attrs(swept, "effect_sizes"), "plain"
+    if _BATCH not in swept.dims or swept.sizes[_BATCH] < 2:
+        raise InputError(
+            "effect_sizes: an array of two texts or more is needed.",
+            code="no-texts",
+            remedy="Sweep several texts with per_text=True.",
+        )
+    if "direction" in attrs:
+        side = "corrupted" if attrs["direction"] == "denoise" else "clean"
+    effects = swept - _plain(swept, side, "effect_sizes")
+    sizes = effects.mean(_BATCH) / effects.std(_BATCH, ddof=1)
+    return sizes.rename(swept.name).assign_attrs(attrs, units="standard deviations", unchanged=0.0)
+
+
+def _attrs(swept: xarray.DataArray, by: str) -> Mapping[Any, Any]:
+    if not isinstance(swept, need("xarray", "pellucid.patching").DataArray):
+        raise _no_sweep(f"{by}: {type(swept).__name__} given, expected a labelled array.")
+    return swept.attrs
+
+
+def _keeps_texts(swept: xarray.DataArray) -> bool:
+    """Whether an array has its texts apart, or is of one that was taken from such an array."""
+    return _BATCH in swept.dims or _BATCH in swept.coords
+
+
+def _plain(swept: xarray.DataArray, side: str, by: str) -> Any:
+    """The metric of a plain run; of each text that is there, along their axis, if the array keeps them."""
+    if side not in swept.attrs:
+        raise _no_sweep(f"{by}: an array without the attribute {side!r}, which is the metric of a plain run.")
+    if not _keeps_texts(swept):
+        return swept.attrs[side]
+    texts, every = swept[_BATCH], np.asarray(swept.attrs[f"{side}_by_text"], dtype=np.float64)
+    return need("xarray", "pellucid.patching").DataArray(every[texts.values], dims=texts.dims)
+
+
+def _no_sweep(what: str) -> InputError:
+    remedy = "Give what pl.patching.sweep, path or ablate returned."
+    return InputError(what, code="nothing-to-normalize", remedy=remedy)

@@ -27,9 +27,16 @@ from pellucid.extras import need
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.network import Network
-from pellucid.patching.reruns import Base, Rerun, until_interrupted
+from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Columns, Put
-from pellucid.patching.sweeps import UNMEASURED, Direction, Texts, described, require_room
+from pellucid.patching.measured_runs import (
+    UNMEASURED,
+    Direction,
+    Texts,
+    described,
+    require_room,
+    until_interrupted,
+)
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, entries

@@ -15,7 +15,7 @@ from pellucid.cli.shared.texts import read_text, token_of, tokens_of
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Patch
 from pellucid.errors import visible
-from pellucid.patching.sweeps import Direction
+from pellucid.patching.measured_runs import Direction
 
 if TYPE_CHECKING:
     import xarray
