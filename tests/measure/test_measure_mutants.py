@@ -26,10 +26,10 @@ import torch
 
 import pellucid as pl
 from pellucid import atomic, corpus
+from pellucid.measure.groups import Sketch
 from pellucid.measure.labelled import Captured
 from pellucid.measure.series import Design, Factor, Solution
 from pellucid.measure.statistic import Statistic
-from pellucid.measure.groups import Sketch
 
 Patch = pytest.MonkeyPatch
 Breaks = Callable[[Patch], None]

@@ -22,8 +22,8 @@ from pellucid.circuits.ablations import KINDS, Ablations, Choices, written_in
 from pellucid.dialects import named_arguments
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
-from pellucid.patching.paths import MLP_OUT, Z
 from pellucid.patching.measured_runs import Direction, Texts, require_room
+from pellucid.patching.paths import MLP_OUT, Z
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.interrupts import told

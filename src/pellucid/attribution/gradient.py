@@ -21,9 +21,9 @@ from pellucid.metrics import Metric, measured
 from pellucid.names.aliases import Names
 from pellucid.names.calls import named_arguments
 from pellucid.patching.cells import Cells, SweepCell
+from pellucid.patching.measured_runs import Direction, Measured, Texts, patches, require_room, results
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Put, Roles
-from pellucid.patching.measured_runs import Direction, Measured, Texts, patches, require_room, results
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.interrupts import told

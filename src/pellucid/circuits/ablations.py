@@ -22,10 +22,10 @@ from pellucid.errors import InputError, shown
 from pellucid.family.network import Run
 from pellucid.metrics import Metric, measured
 from pellucid.patching.ablation import Ablation
+from pellucid.patching.measured_runs import Direction, Texts
 from pellucid.patching.paths import MLP_OUT, PART, Z
 from pellucid.patching.reruns import BYTES, TOKENS, Rerun, never_fired
 from pellucid.patching.roles import Columns, Put
-from pellucid.patching.measured_runs import Direction, Texts
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region, warn_of_pads
 from pellucid.schema import Schema

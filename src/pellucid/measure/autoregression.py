@@ -15,7 +15,7 @@ from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.labelled import Array, positions_of, require_entries
-from pellucid.measure.series import NOT_FINITE, TOO_SMALL, Basis, Design, Factor, Panel, index_of, solve
+from pellucid.measure.series import NOT_FINITE, Basis, Design, Factor, Panel, index_of, solve
 
 if TYPE_CHECKING:
     import pandas as pd

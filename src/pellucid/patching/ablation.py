@@ -16,8 +16,8 @@ from pellucid.errors import InputError
 from pellucid.metrics import Metric
 from pellucid.names.aliases import Names
 from pellucid.patching.cells import Cells, SweepCell
-from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.measured_runs import UNMEASURED, Measured, described, patches, require_room, results
+from pellucid.patching.reruns import Base, Rerun
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 from pellucid.run.taps import warn_of_dropout

@@ -18,10 +18,10 @@ from pellucid.metrics import Metric
 from pellucid.names.aliases import Names
 from pellucid.patching.ablation import Ablated, How
 from pellucid.patching.cells import Cells, size_of
+from pellucid.patching.measured_runs import UNMEASURED, Direction, Texts, until_interrupted
 from pellucid.patching.paths import PathEnd, PathEnds, Paths, held_names
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Put, Roles
-from pellucid.patching.measured_runs import UNMEASURED, Direction, Texts, until_interrupted
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 from pellucid.schema import Axis, Schema

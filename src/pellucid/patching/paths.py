@@ -14,9 +14,9 @@ from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric
 from pellucid.names import aliases
 from pellucid.patching.cells import Cells, SweepCell
+from pellucid.patching.measured_runs import Direction, PlainRuns, Texts, results
 from pellucid.patching.reruns import Rerun, block_of
 from pellucid.patching.roles import Put, Roles
-from pellucid.patching.measured_runs import Direction, PlainRuns, Texts, results
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region
 from pellucid.schema import Axis, Schema

@@ -27,8 +27,6 @@ from pellucid.extras import need
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.network import Network
-from pellucid.patching.reruns import Base, Rerun
-from pellucid.patching.roles import Columns, Put
 from pellucid.patching.measured_runs import (
     UNMEASURED,
     Direction,
@@ -37,6 +35,8 @@ from pellucid.patching.measured_runs import (
     require_room,
     until_interrupted,
 )
+from pellucid.patching.reruns import Base, Rerun
+from pellucid.patching.roles import Columns, Put
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, entries

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pellucid.compat.hooked.activation_cache import ActivationCache
 from pellucid.compat.hooked.hook_tap import HookPoint
-from pellucid.compat.hooked.utils import get_act_name
 from pellucid.compat.hooked.transformer import HookedTransformer
+from pellucid.compat.hooked.utils import get_act_name
 from pellucid.errors import InputError, ShapeError, shown
 
 if TYPE_CHECKING:
