@@ -14,7 +14,7 @@ import pellucid as pl
 import samples
 import support
 from noticed import must_be_noticed
-from pellucid.sae import contributions, knockouts, quality
+from pellucid.sae import feature_effects, quality
 from pellucid.sae.autoencoder import SparseAutoencoder
 
 RAGGED = samples.ragged_ids(7, 4, 6)
@@ -38,7 +38,7 @@ def check_sum(family: str, at: str, **fields: Any) -> None:
     _, ckpts = model.run_with_ckpts(RAGGED)
     sae = make(at, width, dtype=torch.float64, **fields)
     target = (5, 9)
-    parts = contributions.direct(sae, ckpts, target)
+    parts = feature_effects.direct(sae, ckpts, target)
     place = sae.place(model.schema)
     block = int(place.split(".")[1])
     if place.endswith("_z"):
@@ -133,7 +133,7 @@ def check_ablation(at: str = AT, **fields: Any) -> None:
     """Each entry is the metric of a run of its own with `sae.zero`."""
     model = samples.shared("gpt2", torch.float64)
     sae = make(at, fields.pop("width", WIDTH), dtype=torch.float64, **fields)
-    found = knockouts.ablate(sae, model, RAGGED, metric=METRIC, per_text=True)
+    found = feature_effects.ablate(sae, model, RAGGED, metric=METRIC, per_text=True)
     batch = model.tokenize(RAGGED)
     assert found.dims == ("feature", "batch")
     assert len(found) > 10
@@ -194,7 +194,7 @@ def test_patching_features_is_that_many_runs() -> None:
     """Each entry is the metric of a run of its own, whose feature is set to what it is in the other run."""
     model, other = samples.shared("gpt2", torch.float64), [row[::-1] for row in RAGGED]
     sae = make(AT, WIDTH, dtype=torch.float64)
-    found = knockouts.patch(sae, model, other, RAGGED, metric=METRIC, per_text=True)
+    found = feature_effects.patch(sae, model, other, RAGGED, metric=METRIC, per_text=True)
     batch = model.tokenize(RAGGED)
     clean = sae.features(model.run_with_ckpts(other, names=AT)[1])
     assert len(found) > 10

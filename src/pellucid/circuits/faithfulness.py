@@ -97,7 +97,9 @@ def across(
     """
     circuit = Circuit.checked(circuit, Graph(model.schema))
     given: tuple[Any, ...] = (granularities, components, values, positions, directions)
-    axes = [list(each) if isinstance(each, Iterable) and not isinstance(each, str) else [each] for each in given]
+    axes: list[list[Any]] = [
+        list(each) if isinstance(each, Iterable) and not isinstance(each, str) else [each] for each in given
+    ]
     shape = tuple(map(len, axes))
     if not all(shape):
         raise InputError(

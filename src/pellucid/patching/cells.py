@@ -70,7 +70,7 @@ class Cells:
     ) -> None:  # fmt: skip
         self._schema, self._base, self._source, self.part = schema, base, source, part
         several = isinstance(names, Iterable) and not isinstance(names, str) and not _is_one(names)
-        given = (list(names) if several else []) or [names]
+        given: list[Any] = (list(names) if several else []) or [names]
         self.over = _require_over(over)
         self.kinds = {_label(name, schema): self._by_layer(name) for name in given}
         self._roles = roles

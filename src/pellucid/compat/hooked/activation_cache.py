@@ -58,7 +58,7 @@ class ActivationCache:
     def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
         if isinstance(key, str) and key in self.cache_dict:
             return self.cache_dict[key]
-        place = key if isinstance(key, tuple) else (key,)
+        place: tuple[Any, ...] = key if isinstance(key, tuple) else (key,)
         short, layer, *rest = place if len(place) > 1 else (*place, None, None)[:2]
         if isinstance(layer, int) and layer < 0:
             layer += self.model.cfg.n_layers
