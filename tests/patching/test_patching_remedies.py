@@ -130,7 +130,6 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: _metric(h, metrics.logit([1, 2]))),
         Case(lambda h: _metric(h, metrics.logit(211)), "from 0 to 210", lambda h: _metric(h, metrics.logit(210))),
         Case(lambda h: _metric(h, metrics.logit(True)), "a whole number", lambda h: _metric(h, metrics.logit(1))),
-        Case(lambda h: _metric(h, metrics.logit(5.5)), "a whole number", lambda h: _metric(h, metrics.logit(5))),
         Case(lambda h: _metric(h, metrics.logit((1, 2))), "Give a list", lambda h: _metric(h, metrics.logit([1, 2]))),
         Case(lambda h: pl.lens.logit(h.model.run_with_ckpts(TWO)[1]).rank((1, 2)), "logit_difference(right, wrong)",
              lambda h: _metric(h, metrics.logit_difference(1, 2))),

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from pellucid.attribution.gradient import agreement, differentiable, gradient_run
-from pellucid.axes import RESIDUAL
 from pellucid.check import require_whole
 from pellucid.circuits.ablations import KINDS, Ablations, Choices, written_in
-from pellucid.dialects import named_arguments
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
+from pellucid.names.calls import named_arguments
 from pellucid.patching.measured_runs import Direction, Texts, require_room
 from pellucid.patching.paths import MLP_OUT, Z
 from pellucid.run.activations import ActivationCkpts

@@ -28,7 +28,7 @@ from pellucid.patching.reruns import BYTES, TOKENS, Rerun, never_fired
 from pellucid.patching.roles import Columns, Put
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region, warn_of_pads
-from pellucid.schema import Schema
+from pellucid.schema import Axis, Schema
 from pellucid.text.batch import Inputs
 
 EMBEDDED = "blocks.0.resid_pre"

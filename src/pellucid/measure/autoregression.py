@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.axes import POSITIONS, coordinate
 from pellucid.check import require_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.labelled import Array, positions_of, require_entries
 from pellucid.measure.series import NOT_FINITE, Basis, Design, Factor, Panel, index_of, solve
+from pellucid.schema import POSITIONS, coordinate
 
 if TYPE_CHECKING:
     import pandas as pd

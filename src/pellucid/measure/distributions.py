@@ -12,6 +12,8 @@ from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, Result, Source, Sums, array_of, grouped
 from pellucid.measure.labelled import Array
+from pellucid.names import aliases
+from pellucid.schema import NEURONS
 
 if TYPE_CHECKING:
     import xarray

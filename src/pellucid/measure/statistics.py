@@ -17,6 +17,8 @@ from pellucid.measure.groups import Comoments, Result, Sketch, Sums, require_buc
 from pellucid.measure.labelled import Array
 from pellucid.measure.series import Basis, Design, Factor, index_of
 from pellucid.measure.statistic import Layout, Of, Statistic
+from pellucid.names import aliases
+from pellucid.schema import NEURONS
 
 if TYPE_CHECKING:
     import xarray

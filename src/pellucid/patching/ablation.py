@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pellucid.aliases import Names
-from pellucid.axes import POSITIONS, Axis
 from pellucid.check import require_one_of, require_whole
 from pellucid.errors import InputError
 from pellucid.metrics import Metric
@@ -18,6 +16,7 @@ from pellucid.names.aliases import Names
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.measured_runs import UNMEASURED, Measured, described, patches, require_room, results
 from pellucid.patching.reruns import Base, Rerun
+from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 from pellucid.run.taps import warn_of_dropout

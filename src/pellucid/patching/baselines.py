@@ -22,6 +22,7 @@ from pellucid.patching.measured_runs import UNMEASURED, Direction, Texts, until_
 from pellucid.patching.paths import PathEnd, PathEnds, Paths, held_names
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Put, Roles
+from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 from pellucid.schema import Axis, Schema

@@ -12,22 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.aliases import Names
-from pellucid.axes import Axis
 from pellucid.check import require_one_of, require_whole
 from pellucid.errors import InputError, warn
 from pellucid.extras import need
-from pellucid.interrupts import bar, told
 from pellucid.metrics import Metric, measured, units_of
+from pellucid.names.aliases import Names
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import BYTES, Base, Rerun, Sharing
 from pellucid.patching.roles import Roles, of_unequal_length, roles_of
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.cost import estimate
+from pellucid.run.interrupts import bar, told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.origin import source_of
 from pellucid.run.region import Region
-from pellucid.schema import Schema
+from pellucid.schema import Axis, Schema
 from pellucid.text.batch import Batch, Inputs
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from pellucid.axes import Axes, Axis
 from pellucid.errors import EditError
+from pellucid.family.network import Columns as Choice
+from pellucid.family.network import Memory, Run
 from pellucid.metrics import Metric, column_of, measured, positions_of
 from pellucid.patching.roles import Put
 from pellucid.run.cache import KeyValueCache

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pellucid.aliases import Names
-from pellucid.axes import Axis
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.metrics import Metric
+from pellucid.names.aliases import Names
 from pellucid.patching.measured_runs import Direction, Texts, kept_bytes, patches, require_room, results
 from pellucid.patching.reruns import Rerun, Sharing
 from pellucid.patching.roles import Roles
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
+from pellucid.schema import Axis
 from pellucid.text.batch import Inputs
 
 if TYPE_CHECKING:

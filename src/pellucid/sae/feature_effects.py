@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid import aliases
 from pellucid.attribution.reading import (
     COMPONENT,
     LOGITS,
@@ -21,12 +20,11 @@ from pellucid.attribution.reading import (
     reading,
     require_captured,
 )
-from pellucid.axes import Axis
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
-from pellucid.interrupts import told
+from pellucid.family.network import Network
 from pellucid.metrics import Metric
-from pellucid.network import Network
+from pellucid.names import aliases
 from pellucid.patching.measured_runs import (
     UNMEASURED,
     Direction,
@@ -38,13 +36,14 @@ from pellucid.patching.measured_runs import (
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Columns, Put
 from pellucid.run.activations import ActivationCkpts
+from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, entries
 from pellucid.run.taps import warn_of_dropout
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.sae.sae_files import require_fitting
 from pellucid.sae.splice import captured, heads_of, own_part
-from pellucid.schema import STREAM
+from pellucid.schema import STREAM, Axis
 from pellucid.text.batch import Inputs
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from torch import Tensor
 from pellucid import atomic
 from pellucid.check import as_number
 from pellucid.errors import ConfigError, WeightsError, shown
-from pellucid.own_file import write_tensors
 from pellucid.sae.sae_config import Activation, Normalization, SaeConfig
 from pellucid.weights.own_file import write_tensors
 

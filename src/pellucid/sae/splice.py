@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pellucid.attribution.reading import require_all_heads
-from pellucid.axes import Axis
 from pellucid.check import require_whole
 from pellucid.extras import need
 from pellucid.measure.labelled import Captured, find

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pellucid.compat.hooked.hook_tap import Hook, HookPoint
 from pellucid.compat.hooked.utils import Slice
-from pellucid.dialects import refuse_unknown
 from pellucid.errors import UnknownNameError, nearest
 from pellucid.names.calls import refuse_unknown
 

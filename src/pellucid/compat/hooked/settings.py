@@ -9,7 +9,6 @@ from typing import Any, Self, cast
 import tokenizers
 import torch
 
-from pellucid.blocks import Norm
 from pellucid.check import as_whole
 from pellucid.errors import ConfigError, InputError, shown
 from pellucid.family.blocks import Norm

@@ -26,7 +26,6 @@ from pellucid.compat.hooked.settings import (
 )
 from pellucid.compat.hooked.stacked_weights import StackedWeights, tree
 from pellucid.compat.hooked.utils import lm_cross_entropy_loss
-from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown, warn
 from pellucid.names.calls import named_arguments
 from pellucid.run.model import CkptedTransformer
