@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -148,6 +151,7 @@ def test_saving_over_the_file_that_the_model_is_mapped_from(folder: Path) -> Non
 
 
 MEASURE = """
+import ctypes
 import sys
 import torch
 import pellucid as pl
@@ -162,18 +166,36 @@ before = resident()
 model = pl.load(sys.argv[1])
 after = resident()
 size = sum(p.numel() * p.element_size() for p in model.parameters())
-print(size, after["VmHWM"] - before["VmRSS"], after["RssAnon"] - before["RssAnon"])
+texts = pl.load(sys.argv[3])
+with_tokenizer = resident()
+ctypes.CDLL(None).malloc_trim(0)
+freed = with_tokenizer["RssAnon"] - resident()["RssAnon"]
+print(size, after["VmHWM"] - before["VmRSS"], after["RssAnon"] - before["RssAnon"], freed)
 """
+
+
+def pairs_of_characters(size: int) -> tokenizers.Tokenizer:
+    """A vocabulary of the characters of bytes, and of pairs of them as far as the size goes."""
+    characters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    merges = list(itertools.islice(itertools.product(characters, characters), size - len(characters)))
+    pieces = [*characters, *map("".join, merges)]
+    return tokenizers.Tokenizer(tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
 
 
 def test_loading_holds_the_weights_once(folder: Path, tmp_path: Path) -> None:
     config = pl.TransformerConfig(vocab_size=20000, n_positions=64, n_embd=512, n_layer=8, n_head=8)
     pl.CkptedTransformer(config).save_pretrained(tmp_path / "larger")
-    run = [sys.executable, "-c", MEASURE, str(tmp_path / "larger"), str(folder)]
-    size, peak, anonymous = map(int, subprocess.run(run, check=True, capture_output=True, text=True).stdout.split())
+    texts = pl.CkptedTransformer(replace(config, n_embd=64, n_layer=1))
+    texts.tokenizer = pl.Tokenizer(pairs_of_characters(config.vocab_size))
+    texts.save_pretrained(tmp_path / "texts")
+    run = [sys.executable, "-c", MEASURE, str(tmp_path / "larger"), str(folder), str(tmp_path / "texts")]
+    size, peak, anonymous, freed = map(
+        int, subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()
+    )
     assert size > 140e6
     assert peak <= 1.1 * size
     assert anonymous <= 0.05 * size, "the pages are the file's"
+    assert freed < 1e6, "what a tokenizer was read through is the system's again"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

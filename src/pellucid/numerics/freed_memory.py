@@ -37,3 +37,10 @@ def keep_freed() -> int:
         return 0
     most = min(_MOST, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8)
     return most if tell(_MMAP_THRESHOLD, _LARGEST) and tell(_TRIM_THRESHOLD, most) else 0
+
+
+def give_back() -> None:
+    """Return to the system what lies freed between blocks in use, which glibc keeps: after GPT-2's tokenizer 42 MB."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -19,6 +19,7 @@ from pellucid.family.families import FAMILIES, class_for, config_named, config_o
 from pellucid.family.json_config import Config
 from pellucid.family.layout import EMBED, HEAD
 from pellucid.generate.generation_settings import GenerationSettings
+from pellucid.numerics.freed_memory import give_back
 from pellucid.numerics.products import DTYPES, ordinary_tensors
 from pellucid.text import tokenizer_files
 from pellucid.weights import hub, saves
@@ -251,6 +252,7 @@ def _build(
     if generation is not None or GenerationSettings.of_config(imported.config).sampling:
         provenance["generation"] = (generation or GenerationSettings.of_config(imported.config)).summary()
     tokenizer = read_tokenizer(stored.path.parent) if read_tokenizer is not None else None
+    give_back()  # what the tokenizer was read through, which is as large as some models
     if read_tokenizer is not None and tokenizer is None and (other := tokenizer_files.not_read(stored.path.parent)):
         provenance["tokenizer"] = other
     model = cls(
