@@ -12,38 +12,33 @@ import faulthandler
 import io
 import json
 import linecache
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pellucid.errors import InputError, NotFoundError, printable, shown
 from pellucid.exercises.kv_cache import check_cache
-from pellucid.exercises.learner_notebook import place_in, program
 from pellucid.exercises.modules import check_attention, check_block, check_gpt2
 from pellucid.exercises.result import NAMES, CheckResult, last_line
 from pellucid.exercises.sampling import CHECKS
 
-Check = Callable[..., CheckResult]
-_CLASSES: Mapping[str, tuple[tuple[str, ...], Check]] = {
+_CACHE = "cache"
+EXERCISES: Mapping[str, tuple[tuple[str, ...], Callable[..., CheckResult]]] = {
     "attention": (("UnidirectionalAttention",), check_attention),
     "block": (("GPT2Block",), check_block),
     "gpt2": (("GPT2",), check_gpt2),
+    _CACHE: (("make_cache", "Cache"), check_cache),
+    **CHECKS,
 }
-_CACHE = "cache"
-_MAKERS = ("make_cache", "Cache")
-EXERCISES: Mapping[str, tuple[str, ...]] = {
-    **{key: names for key, (names, _) in _CLASSES.items()},
-    _CACHE: _MAKERS,
-    **{key: names for key, (names, _) in CHECKS.items()},
-}
-"""Exercise -> the names under which it is looked for in a file, the course's first."""
+"""Exercise -> the names under which it is looked for in a file, the course's first, and its check."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,9 @@ class Answer:
     state: str  # "right", "wrong" or "open"
     result: CheckResult | None = None  # what the check said; None while it is open
 
+
+Said = str | Answer | InputError
+"""The key of an exercise that is begun, its answer, or why the file cannot be checked."""
 
 TIME_LIMIT = 300.0
 """Seconds that a file, and each exercise in it, may take unless told otherwise; right answers take a few."""
@@ -92,27 +90,17 @@ def answers(path: Path, wanted: Sequence[str], hint: int | None, started: Callab
     with _run(path, source) as names:
         for key in wanted:
             started(key)
-            yield _answer(key, EXERCISES[key], names, blank, hint)
+            yield _answer(key, names, blank, hint)
 
 
-def _answer(
-    key: str, known: Sequence[str], names: Mapping[str, Any], blank: Mapping[str, bool], hint: int | None
-) -> Answer:
-    name = next((one for one in known if one in names), None)
-    needs = name if key != _CACHE else "GPT2"
-    if (
-        name is None
-        or names[name] is None
-        or blank.get(name, False)
-        or needs not in names
-        or blank.get(str(needs), False)
-    ):
-        return Answer(key, name or known[0], "open")
+def _answer(key: str, names: Mapping[str, Any], blank: Mapping[str, bool], hint: int | None) -> Answer:
+    known, check = EXERCISES[key]
+    name = next((one for one in known if one in names), known[0])
+    needed = ("GPT2", name) if key == _CACHE else (name,)
+    if any(names.get(one) is None or blank.get(one, False) for one in needed):
+        return Answer(key, name, "open")
     try:
-        if key == _CACHE:
-            result = check_cache(names["GPT2"], names[name], hint=hint)
-        else:
-            result = (_CLASSES.get(key) or CHECKS[key])[1](names[name], hint=hint)
+        result = check(*(names[one] for one in needed), hint=hint)
     except InputError as error:  # what has the name is no class or function
         result = CheckResult(key, passed=False, mistake=error.message, kind=NAMES).hinted(hint)
     return Answer(key, name, "right" if result else "wrong", result)
@@ -127,7 +115,7 @@ def program_of(path: Path) -> str | bytes:
         )
     try:
         text = path.read_bytes()
-        return program(text) if path.suffix == ".ipynb" else text
+        return _code_cells(text) if path.suffix == ".ipynb" else text
     except ValueError as error:
         raise InputError(
             f"{path}: not a notebook: {error}.",
@@ -146,11 +134,9 @@ def parsed(path: Path, source: str | bytes) -> ast.Module:
     try:
         return ast.parse(source, str(path))
     except SyntaxError as error:
-        where = (
-            ""
-            if not error.lineno
-            else (f", line {error.lineno}" if isinstance(source, bytes) else f", {place_in(source, error.lineno)}")
-        )
+        line = error.lineno
+        place = f"line {line}" if isinstance(source, bytes) or not line else _place_in(source, line)
+        where = f", {place}" if line else ""
         text = f": {printable((error.text or '').strip(), 200)}" if error.text else ""
         said = f"{type(error).__name__}: {error.msg}{text}"
     except ValueError as error:  # null bytes
@@ -175,7 +161,7 @@ def _is_blank(function: ast.FunctionDef) -> bool:
     return all(
         isinstance(node, (ast.Pass, ast.Raise, ast.Assert))
         or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-        or (isinstance(node, ast.Expr) and ast.unparse(node.value) == "super().__init__()")
+        or ast.unparse(node) == "super().__init__()"
         for node in function.body
     )
 
@@ -222,7 +208,7 @@ def _run(path: Path, source: str | bytes) -> Generator[dict[str, Any]]:
 
 def exercise_named(name: str) -> str:
     """The key of an exercise, given by its key or by the name of its class or function."""
-    found = next((key for key, names in EXERCISES.items() if name in (key, *names)), None)
+    found = next((key for key, (names, _) in EXERCISES.items() if name in (key, *names)), None)
     if found is None:
         raise InputError(
             f"{shown(name)}: not an exercise of the course.",
@@ -235,48 +221,55 @@ def exercise_named(name: str) -> str:
 def _apart(path: Path, wanted: Sequence[str], hint: int | None, time_limit: float) -> list[Answer]:
     """The answers that one process gives; the last of them may be one that did not end."""
     with tempfile.TemporaryDirectory() as folder:
-        out, hung, err = Path(folder) / "answers.jsonl", Path(folder) / "hung.txt", Path(folder) / "err.txt"
-        asked = {"path": str(path.resolve()), "wanted": list(wanted), "hint": hint, "time_limit": time_limit}
-        code = f"from {__name__} import answer_to; answer_to({json.dumps(asked)!r}, {str(out)!r}, {str(hung)!r})"
+        out, hung, err = Path(folder) / "answers", Path(folder) / "hung.txt", Path(folder) / "err.txt"
+        asked = (str(path.resolve()), list(wanted), hint, time_limit, str(out), str(hung))
+        code = f"from {__name__} import answer_to; answer_to(*{asked!r})"
         code += "; import os; os._exit(0)"  # threads that the file has started are not waited for
         with err.open("wb") as errors:
             ended = subprocess.run(  # what asks for input would wait for it unseen, and read that of a shell's loop
                 [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                 check=False,
             )  # fmt: skip
-        complaint = (err.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
-        said = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
-        stuck = hung.read_text(encoding="utf-8", errors="replace") if hung.exists() else ""
-    last = said[-1] if said else {}
-    if "error" in last:
-        raise InputError(last["error"]["message"], code=last["error"]["code"], remedy=last["error"]["remedy"])
-    code = ended.returncode
-    how = f"with {f'code {code}' if code >= 0 else signal.Signals(-code).name}"
-    how += f" ({printable(complaint, 200)})" if complaint else ""
-    if not stuck and not last:
-        raise InputError(
-            f"{path}: the process that ran it ended {how} and without a result.",
-            code="file-raises",
-            remedy="Run the file with python, and see what ends it.",
+        said = _read(out)
+        complaint, stuck = (
+            file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else "" for file in (err, hung)
         )
-    if stuck and not last:
+    last = said[-1] if said else None
+    if isinstance(last, InputError):
+        raise last
+    how = f"with {f'code {ended.returncode}' if ended.returncode >= 0 else signal.Signals(-ended.returncode).name}"
+    how += f" ({printable(complaint.splitlines()[-1], 200)})" if complaint else ""
+    if stuck and last is None:
         raise InputError(
             f"{path}: running it did not end within {time_limit:g} s{_where(path, stuck)}.",
             code="file-endless",
             remedy="Look for a loop that does not end there; if it only takes long, give --time-limit more seconds, or "
             "put what the answers do not need below `if __name__ == '__main__':`.",
         )
-    rows = [row["answer"] for row in said if "answer" in row]
-    given = [Answer(**(row | {"result": _result(row["result"])})) for row in rows]
-    if "started" not in last:
+    if last is None:
+        raise InputError(
+            f"{path}: the process that ran it ended {how} and without a result.",
+            code="file-raises",
+            remedy="Run the file with python, and see what ends it.",
+        )
+    given = [one for one in said if isinstance(one, Answer)]
+    if isinstance(last, Answer):
         return given
-    if stuck:
-        words, kind = f"it did not end within {time_limit:g} s{_where(path, stuck)}", "it does not end"
-    else:
-        words, kind = f"it ended the process, {how}", "it ends the process"
-    exercise, written = last["started"], blank_names(parsed(path, program_of(path)))
-    name = next((one for one in EXERCISES[exercise] if one in written), exercise)
-    return [*given, Answer(exercise, name, "wrong", CheckResult(exercise, passed=False, mistake=words, kind=kind))]
+    words = f"it did not end within {time_limit:g} s{_where(path, stuck)}" if stuck else f"it ended the process, {how}"
+    kind = "it does not end" if stuck else "it ends the process"
+    written, names = blank_names(parsed(path, program_of(path))), EXERCISES[last][0]
+    name = next((one for one in names if one in written), last)
+    return [*given, Answer(last, name, "wrong", CheckResult(last, passed=False, mistake=words, kind=kind))]
+
+
+def _read(out: Path) -> list[Said]:
+    """What the other process has written, as far as it came."""
+    said: list[Said] = []
+    if out.exists():
+        with out.open("rb") as file, contextlib.suppress(EOFError, pickle.UnpicklingError):
+            while True:
+                said.append(pickle.load(file))
+    return said
 
 
 def _where(path: Path, stuck: str) -> str:
@@ -286,33 +279,72 @@ def _where(path: Path, stuck: str) -> str:
     return "" if found is None else f" (in {found[1]}, line {found[0]})"
 
 
-def _result(row: Mapping[str, Any] | None) -> CheckResult | None:
-    if row is None:
-        return None
-    several: dict[str, Any] = {key: tuple(row[key]) for key in ("proved", "notes", "others")}
-    return CheckResult(**{**row, **several})
-
-
-def answer_to(asked: str, out: str, hung: str) -> None:
-    """What the other process does: check, and write each answer, or the error, as a line of JSON.
+def answer_to(path: str, wanted: Sequence[str], hint: int | None, time_limit: float, out: str, hung: str) -> None:
+    """What the other process does: check, and write the key of each exercise, its answer, or the error.
 
     A watchdog ends the process when the file, or one exercise, takes too long, and leaves a traceback in `hung`.
     """
-    wish = json.loads(asked)
-    with open(hung, "w", encoding="utf-8") as traceback, open(out, "w", encoding="utf-8", buffering=1) as lines:
+    with open(hung, "w", encoding="utf-8") as traceback, open(out, "wb", buffering=0) as file:
 
-        def say(kind: str, what: object) -> None:
-            print(json.dumps({kind: what}), file=lines)
+        def say(what: Said) -> None:
+            file.write(pickle.dumps(what))
 
         def start(key: str) -> None:
-            say("started", key)
-            faulthandler.dump_traceback_later(wish["time_limit"], exit=True, file=traceback)
+            say(key)
+            faulthandler.dump_traceback_later(time_limit, exit=True, file=traceback)
 
         try:
-            faulthandler.dump_traceback_later(wish["time_limit"], exit=True, file=traceback)
-            for answer in answers(Path(wish["path"]), wish["wanted"], wish["hint"], start):
+            faulthandler.dump_traceback_later(time_limit, exit=True, file=traceback)
+            for answer in answers(Path(path), wanted, hint, start):
                 faulthandler.cancel_dump_traceback_later()
-                say("answer", asdict(answer))
+                say(answer)
         except InputError as error:
-            say("error", {"message": error.message, "code": error.code, "remedy": error.remedy})
+            say(error)
         faulthandler.cancel_dump_traceback_later()
+
+
+_OF_PYTHON = frozenset({"time", "timeit", "capture", "prun", "debug"})
+"""Cell magics behind which Python follows."""
+
+_MAGIC = re.compile(r"(\s*)(?:[%!?].*|[\w.]+\?{1,2}\s*)")
+"""A line of IPython's own, such as `%matplotlib inline`, `!pip install einops` and `torch.softmax?`."""
+
+_ASSIGNED = re.compile(r"(\s*[\w., ]+=)\s*[%!].*")
+"""The answer of such a line, given a name."""
+
+_CELL = "# %%"
+
+
+def _code_cells(text: bytes) -> str:
+    """The code cells of a notebook, one after another; IPython's own commands do nothing."""
+    found = json.loads(text)
+    cells = found.get("cells") if isinstance(found, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise ValueError("a JSON object with a list of cells was expected")
+    return "".join(f"{_CELL}\n{_python(cell)}\n" for cell in cells if cell.get("cell_type") == "code")
+
+
+def _python(cell: dict[str, Any]) -> str:
+    source = cell.get("source", "")
+    text = "".join(map(str, source)) if isinstance(source, list) else str(source)
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):
+        if text.startswith("%%") and re.split(r"\W", text[2:], maxsplit=1)[0] not in _OF_PYTHON:
+            return ""
+        return "\n".join(map(_plain, text.split("\n")))
+    return text
+
+
+def _plain(line: str) -> str:
+    """A line without what only IPython knows."""
+    if _MAGIC.fullmatch(line):
+        return _MAGIC.sub(r"\1pass", line)
+    return _ASSIGNED.sub(r"\1 None", line) if _ASSIGNED.fullmatch(line) else line
+
+
+def _place_in(source: str, line: int) -> str:
+    """A line of a notebook's program in words: which code cell, and which line of it."""
+    above = source.splitlines()[:line]
+    starts = [number for number, text in enumerate(above, 1) if text == _CELL]
+    return f"code cell {len(starts)}, line {line - starts[-1]}" if starts else f"line {line}"
