@@ -364,6 +364,18 @@ def test_what_was_given_is_said_where_code_raises() -> None:
     assert "ranked.values[:keep]" in str(result.line), result
 
 
+def test_an_error_inside_of_top_p_is_no_missing_argument() -> None:
+    def without(logits: Tensor, top_p: float) -> int:
+        return SOLUTION.sample_top_p(logits, top_p)
+
+    def broken(logits: Tensor, top_p: float, min_tokens_to_keep: Any = 1) -> int:
+        return SOLUTION.sample_top_p(logits, top_p) if min_tokens_to_keep == 1 else len(min_tokens_to_keep)
+
+    assert "it takes no min_tokens_to_keep, which the course's has" in check_top_p(without).notes
+    result = check_top_p(broken)
+    assert "TypeError: object of type 'int' has no len()" in str(result.mistake), result
+
+
 def test_an_array_of_one_number_is_an_id_like_a_tensor() -> None:
     for one in (lambda x: x.argmax().numpy(), lambda x: x.argmax()[None].numpy(), lambda x: x.argmax()[None]):
         result = check_greedy(one)

@@ -26,7 +26,7 @@ from pellucid.exercises.beam_forms import (
     Found,
     forms,
 )
-from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, theirs
+from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, explained, theirs
 from pellucid.exercises.scores import Table
 
 CLOSE = 1e-4
@@ -146,10 +146,8 @@ def _without_ends(found: Findings, models: Sequence[nn.Module], given: Sequence[
         if _same(given, BeamForm(divides=divides).run, models):
             found.note(f"scores are divided by {words}; the course does not divide")
             return divides
-    for words, search in WRONG.items():
-        if _same(given, search, models):
-            raise WrongAnswerError(words, STEP, "the scores and texts")
-    raise WrongAnswerError(f"{_unlike(given, models)}; no known mistake gives that", STEP, "the scores and texts")
+    unknown = f"{_unlike(given, models)}; no known mistake gives that"
+    raise explained(WRONG, lambda search: _same(given, search, models), unknown, STEP, "the scores and texts")
 
 
 def _with_ends(found: Findings, fn: Callable[..., Any], divides: str | None) -> None:

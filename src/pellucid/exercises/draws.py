@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, theirs
+from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, explained, theirs
 from pellucid.exercises.scores import as_id, given, note_changes
 from pellucid.exercises.watch import Drawn, apart
 
@@ -281,7 +281,7 @@ def _check_least(found: Findings, fn: Callable[..., Any], law: Law, names: tuple
         _check(Findings(), fn, [(0.01, 3), (0.7, 2), (0.9, 2)], law, known, "top-p, min_tokens_to_keep", names)
         found.proved.append("min_tokens_to_keep is used")
     except WrongAnswerError as wrong:
-        if "TypeError" not in wrong.mistake:
+        if "TypeError" not in wrong.mistake or wrong.line is not None:  # raised inside of it
             raise
         found.note("it takes no min_tokens_to_keep, which the course's has")
 
@@ -322,16 +322,12 @@ def _check(
         return all(one.is_(law(logits, *option)) for one, logits, option in drawn)
 
     if not same(right):
-        words = next((words for words, law in wrong.items() if same(law)), None)
-        if words is None:
-            one, logits, option = next(d for d in drawn if not d[0].is_(right(d[1], *d[2])))
-            sampled, expected = (_shown(p) for p in (one.probabilities, right(logits, *option)))
-            if not one.exact and float(one.probabilities.max()) == 1.0:
-                expected = f"{expected}: all {DRAWS} calls drew one token"
-            words = (
-                f"it samples with probabilities {sampled}, expected {expected}; none of the known mistakes does that"
-            )
-        raise WrongAnswerError(words, step, "the probabilities [vocab]")
+        one, logits, option = next(d for d in drawn if not d[0].is_(right(d[1], *d[2])))
+        sampled, expected = (_shown(p) for p in (one.probabilities, right(logits, *option)))
+        if not one.exact and float(one.probabilities.max()) == 1.0:
+            expected = f"{expected}: all {DRAWS} calls drew one token"
+        unknown = f"it samples with probabilities {sampled}, expected {expected}; none of the known mistakes does that"
+        raise explained(wrong, same, unknown, step, "the probabilities [vocab]")
     how = "exactly, by deciding every draw" if drawn[0][0].exact else f"within 5 standard deviations of {DRAWS} draws"
     found.proved.append(f"the probability of every token is right, {how}")
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.exercises.course import RIGHT, GPTConfig, gpt2
-from pellucid.exercises.learner import COARSE, EXACT, spread
-from pellucid.exercises.names import copied, in_float64
+from pellucid.exercises.learner import COARSE, EXACT
+from pellucid.exercises.names import copied, in_float64, spread
 from pellucid.exercises.result import (
     RETURNS,
     CheckResult,
     Findings,
     WrongAnswerError,
     checked,
+    explained,
     logits_of,
     misuse,
     theirs,
@@ -113,7 +114,7 @@ def check_cache(
             full = logits_of(model(ids[None]))[0]
         tolerance = EXACT if full.dtype == torch.float64 and not isinstance(answer, nn.Module) else COARSE
         try:
-            cached = _stepwise(model, make_cache, ids, 1)
+            cached = _stepwise(model, make_cache, ids)
             if apart(cached, full[PREFILL - 1 :]) > tolerance:
                 _explain(model, ids, cached, full, tolerance)
         except WrongAnswerError as wrong:
@@ -131,7 +132,7 @@ def check_cache(
         _check_fresh(model, make_cache, ids, cached, tolerance)
         found.proved.append("nothing is remembered outside the cache")
         try:
-            if apart(_stepwise(model, make_cache, ids, 2), full[PREFILL - 1 :]) > tolerance:
+            if apart(_stepwise(model, make_cache, ids, chunk=2), full[PREFILL - 1 :]) > tolerance:
                 found.note("several tokens at once behind a filled cache give other logits; the course needs one")
         except WrongAnswerError as wrong:
             found.note(f"several tokens at once behind a filled cache do not run ({wrong.mistake}); "
@@ -146,7 +147,7 @@ def _check_fresh(
     """See that a second cache knows nothing of the run before."""
     words = "a fresh cache remembers the run before: make_cache has to make a new one at every call"
     try:
-        again = _stepwise(model, make_cache, ids, 1)
+        again = _stepwise(model, make_cache, ids)
     except WrongAnswerError as wrong:
         raise WrongAnswerError(f"{words}; {wrong.mistake}", "the cache", "logits", line=wrong.line) from wrong
     if apart(again, cached) > tolerance:
@@ -163,27 +164,32 @@ def _model(answer: Any) -> nn.Module:
     return in_float64(model, torch.zeros(1, 2, dtype=torch.long))
 
 
-def _stepwise(model: nn.Module, make_cache: Callable[..., Any], ids: Tensor, chunk: int) -> Tensor:
-    """Logits of the prompt's last position and of each later one."""
+def _stepwise(
+    model: nn.Module, make_cache: Callable[..., Any], ids: Tensor, chunk: int = 1, *, whole: bool = False
+) -> Tensor:
+    """Logits of the prompt's last position and of each later one, behind which `chunk` tokens are given at a time.
+
+    With `whole`, the text from its beginning is given each time, of which forward has to cut off what is cached.
+    """
     with theirs("making a cache"):
         cache = make_cache(model) if _takes_the_model(make_cache) else make_cache()
     rows: list[Tensor] = []
     start = 0
-    for end in (PREFILL, *range(PREFILL + chunk, LENGTH + chunk, chunk)):
-        piece = ids[start : min(end, LENGTH)]
-        if not len(piece):
-            break
+    while start < LENGTH:
+        end = min(start + chunk, LENGTH) if start else PREFILL
+        new, piece = end - start, ids[0 if whole else start : end]
         with theirs("running with a cache", f"given ids {[1, len(piece)]} behind {start}"), torch.no_grad():
             output = model(piece[None], cache=cache)
             if isinstance(output, tuple):
                 output, cache = output
             output = logits_of(output)
-        if not isinstance(output, Tensor) or output.dim() != 3 or output.size(0) != 1:
-            shape = list(getattr(output, "shape", ()))
-            words = f"the output is {type(output).__name__} {shape}, expected logits [1, {len(piece)}, vocab]"
+        shape = list(getattr(output, "shape", ()))
+        uncut = whole and shape[1:2] == [LENGTH]
+        if not isinstance(output, Tensor) or output.dim() != 3 or output.size(0) != 1 or uncut:
+            words = f"the output is {type(output).__name__} {shape}, expected logits [1, {new}, vocab]"
             raise WrongAnswerError(words, "the cache", kind=RETURNS)
-        rows.append(output[0, -1:] if start == 0 else output[0, -len(piece) :])
-        start = min(end, LENGTH)
+        rows.append(output[0, -new:] if start else output[0, -1:])
+        start = end
     return torch.cat(rows)
 
 
@@ -191,20 +197,10 @@ def _takes_whole_texts(
     model: nn.Module, make_cache: Callable[..., Any], ids: Tensor, full: Tensor, tolerance: float
 ) -> bool:
     """Whether every call wants the text from its beginning, and gives the right logits of what is new alone."""
-    rows: list[Tensor] = []
     try:
-        cache = make_cache(model) if _takes_the_model(make_cache) else make_cache()
-        for end in range(PREFILL, LENGTH + 1):
-            with torch.no_grad():
-                output = model(ids[None, :end], cache=cache)
-            output, cache = output if isinstance(output, tuple) else (output, cache)
-            output = logits_of(output)
-            if rows and output.size(1) == end:  # the cache is not read: nothing is cut off
-                return False
-            rows.append(output[0, -1:])
-    except (Exception, SystemExit):  # whatever the learner's code raises
+        return apart(_stepwise(model, make_cache, ids, whole=True), full[PREFILL - 1 :]) <= tolerance
+    except WrongAnswerError:
         return False
-    return apart(torch.cat(rows), full[PREFILL - 1 :]) <= tolerance
 
 
 def _takes_the_model(make_cache: Callable[..., Any]) -> bool:
@@ -219,14 +215,14 @@ def _explain(model: nn.Module, ids: Tensor, cached: Tensor, full: Tensor, tolera
     step, tensor = "running with a cache", "logits [batch, seq, vocab]"
     if apart(cached[:1], full[PREFILL - 1 : PREFILL]) > tolerance:
         raise WrongAnswerError("with an empty cache the prompt's logits are other than without one", step, tensor)
-    p = {name: value.double() for name, value in model.named_parameters()}
-    for words, changes in WRONG.items():
+    parameters = {name: value.double() for name, value in model.named_parameters()}
+
+    def gives_it(changes: Changes) -> bool:
         with contextlib.suppress(KeyError, RuntimeError, IndexError):  # other names or sizes: no cause is confirmed
-            made = gpt2(ids[None], p, SIZES, replace(RIGHT, **changes))["logits"][0, PREFILL:]
-            if apart(cached[1:], made) <= tolerance:
-                raise WrongAnswerError(words, step, tensor)
+            made = gpt2(parameters, SIZES)(ids[None], replace(RIGHT, **changes))["logits"][0, PREFILL:]
+            return apart(cached[1:], made) <= tolerance
+        return False
+
     first = next(i for i in range(len(cached)) if apart(cached[i], full[PREFILL - 1 + i]) > tolerance)
-    raise WrongAnswerError(
-        f"the logits are not a full run's from position {PREFILL - 1 + first} on, and no known mistake does that",
-        step, tensor,
-    )  # fmt: skip
+    unknown = f"the logits are not a full run's from position {PREFILL - 1 + first} on, and no known mistake does that"
+    raise explained(WRONG, gives_it, unknown, step, tensor)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -267,6 +267,17 @@ def described(filename: str, number: int) -> str:
     """A line of code: its number, and its text if the source is at hand."""
     text = linecache.getline(filename, number).strip()
     return f"{number}: {printable(text, 200)}" if text else f"{number}"
+
+
+Known = TypeVar("Known")
+
+
+def explained(
+    known: Mapping[str, Known], gives_it: Callable[[Known], bool], unknown: str, step: str, tensor: str
+) -> WrongAnswerError:
+    """The wrong answer in the words of the first known mistake that gives what was seen, else in others."""
+    words = next((words for words, one in known.items() if gives_it(one)), unknown)
+    return WrongAnswerError(words, step, tensor)
 
 
 def misuse(message: str, remedy: str) -> InputError:

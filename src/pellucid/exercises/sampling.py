@@ -25,7 +25,16 @@ from pellucid.exercises.draws import (
     top_k,
 )
 from pellucid.exercises.kv_cache import check_cache
-from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, misuse, theirs, together
+from pellucid.exercises.result import (
+    CheckResult,
+    Findings,
+    WrongAnswerError,
+    checked,
+    explained,
+    misuse,
+    theirs,
+    together,
+)
 from pellucid.exercises.scores import Table, as_id, check_frequency_penalty, check_greedy, check_temperature
 from pellucid.exercises.watch import Drawn
 
@@ -119,10 +128,11 @@ def check_sample_next_token(fn: Callable[..., Any], *, hint: int | None = None) 
         seen = [(distribution(lambda o=o: fn(model, IDS.clone(), **o.given()), SIZE, step), o) for o in PROBES]
         variant = _same(seen, logits, TokenChoice())
         if variant is None:
-            wrong = next((words for words, one in WRONG.items() if _same(seen, logits, one) is not None), None)
             bad = next(o for one, o in seen if not one.is_(TokenChoice().law(logits, o)))
-            words = wrong or f"it is wrong with {bad.given() or 'the defaults'}; no known mistake gives that"
-            raise WrongAnswerError(words, step, "the probabilities [vocab]")
+            unknown = f"it is wrong with {bad.given() or 'the defaults'}; no known mistake gives that"
+            raise explained(
+                WRONG, lambda one: _same(seen, logits, one) is not None, unknown, step, "the probabilities [vocab]"
+            )
         found.proved.append("temperature, then frequency penalty, then top-k or top-p, at the last position")
         if variant.nucleus is nucleus_of_the_course:
             found.note("its top-p is the course's: one token fewer than the nucleus of the paper and of transformers")

@@ -19,6 +19,7 @@ from pellucid.exercises.result import (
     Findings,
     WrongAnswerError,
     checked,
+    explained,
     last_line,
     theirs,
 )
@@ -92,11 +93,15 @@ def check_greedy(fn: Callable[..., Any], *, hint: int | None = None) -> CheckRes
             if not isinstance(value, int):
                 found.note(f"it returns {type(value).__name__}; the course's signature says int")
             ids.append(as_id(value, "greedy"))
-        _one_of(ids, [int(one.argmax()) for one in probes], {
+        right = [int(one.argmax()) for one in probes]
+        known = {
             "it takes the least likely token": [int(one.argmin()) for one in probes],
             "it takes the logit of largest absolute value": [int(one.abs().argmax()) for one in probes],
             "it takes the second most likely token": [int(one.argsort()[-2]) for one in probes],
-        }, "greedy")  # fmt: skip
+        }
+        if ids != right:
+            unknown = f"it takes the tokens {ids}, expected {right}; none of the known mistakes does that"
+            raise explained(known, lambda other: ids == other, unknown, "greedy", "the chosen id")
         found.proved.append("it takes the most likely token")
         tied = drawn_logits()
         tied[[5, 8]] = 10.0
@@ -107,17 +112,6 @@ def check_greedy(fn: Callable[..., Any], *, hint: int | None = None) -> CheckRes
         found.proved.append("ties go to the smallest id")
 
     return checked("greedy", body, hint)
-
-
-def _one_of(given: Sequence[int], right: Sequence[int], wrong: Mapping[str, Sequence[int]], step: str) -> None:
-    if list(given) == list(right):
-        return
-    for words, ids in wrong.items():
-        if list(given) == list(ids):
-            raise WrongAnswerError(words, step, "the chosen id")
-    raise WrongAnswerError(
-        f"it takes the tokens {list(given)}, expected {list(right)}; none of the known mistakes does that", step
-    )
 
 
 def check_temperature(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
@@ -246,15 +240,9 @@ def _check_formula(
 
     if same(right):
         return
-    for words, formula in wrong.items():
-        if same(formula):
-            raise WrongAnswerError(words, step, "logits [vocab]")
     gap = max(apart(o, right(*probe)) for o, probe in zip(outputs, probes, strict=True))
-    raise WrongAnswerError(
-        f"the result is wrong (relative difference {gap:.2g}), and none of the known mistakes reproduces it",
-        step,
-        "logits [vocab]",
-    )
+    unknown = f"the result is wrong (relative difference {gap:.2g}), and none of the known mistakes reproduces it"
+    raise explained(wrong, same, unknown, step, "logits [vocab]")
 
 
 def note_changes(found: Findings, step: str, names: Sequence[str], parts: Sequence[Any], before: Sequence[Any]) -> None:
