@@ -235,15 +235,16 @@ def test_mistakes_differ_from_one_another_and_from_what_is_right() -> None:
     sizes = Sizes(12, 3, 4, layers=2, vocabulary=23, positions=7)
     generator = torch.Generator().manual_seed(0)
     p = {
-        n: torch.randn(s, generator=generator).double() for n, s in course.shapes_of(course.gpt2_layers(sizes)).items()
+        n: torch.randn(s, generator=generator).double() for n, s in course.shapes_of(course.gpt2_layers, sizes).items()
     }
     ids = course.texts(sizes)[0]
     rows = [{}, *(one.changes for one in (*ATTENTION_DROPOUT, *BLOCK_DROPOUT, *GPT2_DROPOUT))]
-    made = [gpt2(ids, p, sizes, training(replace(RIGHT, **row), sizes))["logits"] for row in rows]
+    run = gpt2(p, sizes)
+    made = [run(ids, training(replace(RIGHT, **row), sizes))["logits"] for row in rows]
     for number, one in enumerate(made):
         assert all(apart(one, other) > 1e-9 for other in made[:number]), rows[number]
-    still = gpt2(ids, p, sizes, RIGHT)["logits"]
-    assert all(torch.equal(gpt2(ids, p, sizes, replace(RIGHT, **row))["logits"], still) for row in rows)
+    still = run(ids, RIGHT)["logits"]
+    assert all(torch.equal(run(ids, replace(RIGHT, **row))["logits"], still) for row in rows)
 
 
 def test_the_stand_in_is_that_of_every_dropout_in_training_and_of_none_elsewhere() -> None:

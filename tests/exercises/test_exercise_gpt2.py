@@ -12,7 +12,7 @@ from exercise_solution import variant
 from torch import nn
 
 from pellucid import PellucidError
-from pellucid.exercises import GPTConfig, check_attention, check_block, check_gpt2
+from pellucid.exercises import GPTConfig, check_attention, check_block, check_gpt2, course
 
 SCALE = " / self.head_size**0.5  # (batch, head, query, key)"
 
@@ -251,3 +251,18 @@ def test_a_bias_beside_another_mistake_is_named_with_it() -> None:
     told = str(check_gpt2(Both).mistake)
     assert "the logits are made with `head`" in told, told
     assert "`head_bias` is added to the logits" in told
+
+
+def test_two_mistakes_are_both_named_without_a_whole_run_of_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole: list[bool] = []
+    run = course.run_parts
+
+    def counted(parts: Any, *given: Any) -> Any:
+        whole.append(len(parts.order(3)) > 1)
+        return run(parts, *given)
+
+    monkeypatch.setattr(course, "run_parts", counted)
+    result = check_gpt2(variant((" / self.head_size**0.5", ""), ("self.ln(h)", "h")).GPT2)
+    for words in ("the final LayerNorm is not applied", "the scores are not divided by sqrt(head_size)"):
+        assert words in str(result.mistake), result
+    assert sum(whole) < 600, sum(whole)

@@ -15,7 +15,7 @@ from test_exercise_gpt2 import WRONG_GPT2
 from torch import Tensor
 
 from pellucid.exercises import check_attention, check_block, check_gpt2, course, learner, modules
-from pellucid.exercises.course import RIGHT, attention, attention_layers, block, gpt2, shapes_of
+from pellucid.exercises.course import RIGHT, attention, attention_layers, block, gpt2, output_of, shapes_of
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Sizes
 from pellucid.gpt2.mistake import HIDDEN, NUMBER, Mistake, together
@@ -39,7 +39,7 @@ def made(cls: type, stages: Callable[..., Any], sizes_of: Callable[[Any], Sizes]
 
         def forward(self, x: Tensor, cache: Any = None) -> Tensor:
             named = dict(self.named_parameters())
-            return list(stages(x, named, self.sizes, replace(RIGHT, **mistake.changes)).values())[-1]
+            return output_of(stages(named, self.sizes)(x, replace(RIGHT, **mistake.changes)))
 
     return Wrong
 
@@ -119,15 +119,15 @@ def test_a_hint_names_each_kind_once() -> None:
 @pytest.mark.parametrize("sizes", [Sizes(12, 4, 3), Sizes(12, 3, 5)])
 def test_mistakes_differ_from_one_another(sizes: Sizes) -> None:
     generator = torch.Generator().manual_seed(0)
-    p = {n: torch.randn(s, generator=generator).double() for n, s in shapes_of(attention_layers(sizes)).items()}
+    p = {n: torch.randn(s, generator=generator).double() for n, s in shapes_of(attention_layers, sizes).items()}
     x = torch.cat([course.streams(sizes)[0]] * 2, 1)[:, :8] + 0.1 * torch.randn(2, 8, 12, generator=generator).double()
     outputs: dict[str, Tensor] = {}
     for one in ATTENTION:
         try:
-            outputs[one.learner] = list(attention(x, p, sizes, replace(RIGHT, **one.changes)).values())[-1]
+            outputs[one.learner] = output_of(attention(p, sizes)(x, replace(RIGHT, **one.changes)))
         except RuntimeError:
             continue
-    right = list(attention(x, p, sizes, RIGHT).values())[-1]
+    right = output_of(attention(p, sizes)(x, RIGHT))
     for words, output in outputs.items():
         if words.startswith(SAME_HERE) or (sizes.head == 3 and "sqrt(" in words):
             continue

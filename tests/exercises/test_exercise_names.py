@@ -234,7 +234,7 @@ def test_a_block_takes_layers_of_its_own_number_alone() -> None:
         block.attn = holding(**heads, W_O=(4, 3, 12), b_O=(12,))
         block.mlp = holding(W_in=(12, 48), b_in=(48,), W_out=(48, 12), b_out=(12,))
     sizes = Sizes(12, 4, 3, layers=3, vocabulary=29, positions=9)
-    found = namings(model, shapes_of(gpt2_layers(sizes)))[0].sources
+    found = namings(model, shapes_of(gpt2_layers, sizes))[0].sources
     assert found["ln.bias"].names == ("norm.bias",)
     for name, source in found.items():
         if name.startswith("blocks."):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pellucid.exercises.learner import COARSE, ModuleProbe, own
-from pellucid.exercises.names import copied, parameter
+from pellucid.exercises.learner import COARSE, ModuleProbe
+from pellucid.exercises.names import copied, own, parameter
 from pellucid.exercises.result import Findings, WrongAnswerError, last_line, theirs
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Sizes

@@ -22,7 +22,8 @@ from pellucid import atomic
 from pellucid.check import path_of
 from pellucid.errors import InputError, shown
 from pellucid.exercises.result import misuse
-from pellucid.exercises.watch import marked
+from pellucid.exercises.watch import Unfilled, marked
+from pellucid.family.json_config import Config
 from pellucid.gpt2 import parts as plain
 from pellucid.gpt2.formulas import PlainWeights, Sizes
 from pellucid.gpt2.parts import LOGITS, Parts, PlainBlock, Span, Values, recorder, run_block, run_parts
@@ -171,17 +172,12 @@ def _below(path: str, layers: Layers) -> Layers:
     return {f"{path}.{name}": make for name, make in layers.items()}
 
 
-def shapes_of(layers: Layers) -> dict[str, tuple[int, ...]]:
-    """Parameter of such layers -> its shape."""
-    with torch.device("meta"):  # which fills nothing, and so draws no random numbers
-        made = {path: make() for path, make in layers.items()}
-    return {f"{path}.{kind}": tuple(p.shape) for path, one in made.items() for kind, p in one.named_parameters()}
-
-
 @functools.cache
-def shapes_at(layers: Callable[[Sizes], Layers], sizes: Sizes) -> Mapping[str, tuple[int, ...]]:
-    """The same of the layers of some sizes; a check asks for those of one size again and again."""
-    return shapes_of(layers(sizes))
+def shapes_of(layers: Callable[[Sizes], Layers], sizes: Sizes) -> Mapping[str, tuple[int, ...]]:
+    """Parameter of the layers of some sizes -> its shape; a check asks for those of one size again and again."""
+    with torch.device("meta"), Unfilled():  # which draw no random numbers
+        made = {path: make() for path, make in layers(sizes).items()}
+    return {f"{path}.{kind}": tuple(p.shape) for path, one in made.items() for kind, p in one.named_parameters()}
 
 
 def orders(*groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -192,6 +188,8 @@ def orders(*groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 Stages = dict[str, Tensor]
 Parameters = Mapping[str, Tensor]
+Run = Callable[[Tensor, Parts], Stages]
+"""A run of inputs through a GPT-2, right or with a mistake: the last of its stages is the output."""
 
 RIGHT = replace(plain.RIGHT, fill=-math.inf)
 """What is asked for; masked scores are -inf, as in the course, so that a wrong softmax shows what a learner's shows."""
@@ -202,28 +200,43 @@ def training(parts: Parts, sizes: Sizes) -> Parts:
     return replace(parts, drop=lambda x: marked(x, sizes.dropout))
 
 
-def attention(x: Tensor, p: Parameters, sizes: Sizes, parts: Parts) -> Stages:
-    """x [B, P, D] -> the stages of attention; the last is its output [B, P, D]."""
-    values: Values = {}
-    PlainBlock(parts, _weights(_attention(p, "", "blocks.0.", sizes), sizes).of_block(0), recorder(values)).attention(x)
-    return _attention_stages(values)
+def attention(p: Parameters, sizes: Sizes) -> Run:
+    """Attention with these parameters, of x [B, P, D]; its output is [B, P, D]."""
+    weights = _weights(_attention(p, "", "blocks.0.", sizes), sizes).of_block(0)
+
+    def run(x: Tensor, parts: Parts) -> Stages:
+        values: Values = {}
+        PlainBlock(parts, weights, recorder(values)).attention(x)
+        return _attention_stages(values)
+
+    return run
 
 
-def block(x: Tensor, p: Parameters, sizes: Sizes, parts: Parts) -> Stages:
-    """x [B, P, D] -> the stages of one block; the last is its output [B, P, D]."""
-    _, values = run_block(parts, _weights(_block(p, "", 0, sizes), sizes).of_block(0), x)
-    return _block_stages(values)
+def block(p: Parameters, sizes: Sizes) -> Run:
+    """One block with these parameters, of x [B, P, D]; its output is [B, P, D]."""
+    weights = _weights(_block(p, "", 0, sizes), sizes).of_block(0)
+    return lambda x, parts: _block_stages(run_block(parts, weights, x)[1])
 
 
-def gpt2(ids: Tensor, p: Parameters, sizes: Sizes, parts: Parts) -> Stages:
-    """ids [B, P] -> the stages of GPT-2; the last is its logits [B, P, V]."""
-    values = run_parts(parts, _weights(units(p, sizes), sizes), Span(ids, by_place=True))
-    stages: Stages = {"token embedding": values["looked up"], "pos embedding": values["pos>"]}
-    stages["token + pos"] = values["embedded"]
-    for place in range(len(parts.order(sizes.layers))):
-        inside = _block_stages(values, f"blocks.{place}.")
-        stages |= {f"block {place}: {name}": value for name, value in inside.items()}
-    return {**stages, "ln": values["read by the head"], "logits": values[LOGITS]}
+def gpt2(p: Parameters, sizes: Sizes) -> Run:
+    """A GPT-2 with these parameters, of ids [B, P]; its output are the logits [B, P, V]."""
+    weights = _weights(units(p, sizes), sizes)
+
+    def run(ids: Tensor, parts: Parts) -> Stages:
+        values = run_parts(parts, weights, Span(ids, by_place=True))
+        stages: Stages = {"token embedding": values["looked up"], "pos embedding": values["pos>"]}
+        stages["token + pos"] = values["embedded"]
+        for place in range(len(parts.order(sizes.layers))):
+            inside = _block_stages(values, f"blocks.{place}.")
+            stages |= {f"block {place}: {name}": value for name, value in inside.items()}
+        return {**stages, "ln": values["read by the head"], "logits": values[LOGITS]}
+
+    return run
+
+
+def output_of(stages: Stages) -> Tensor:
+    """The last of them."""
+    return next(reversed(stages.values()))
 
 
 def units(p: Parameters, sizes: Sizes) -> dict[str, Tensor]:
@@ -238,15 +251,15 @@ def _weights(tensors: Mapping[str, Tensor], sizes: Sizes) -> PlainWeights:
     return PlainWeights(sizes, tensors, next(iter(tensors.values())).dtype)
 
 
-def split_heads(qkv: Tensor, sizes: Sizes, axis: int = -1) -> tuple[Tensor, ...]:
-    """q, k and v of a tensor whose axis holds all three; that axis becomes two: head, and d_head."""
-    return qkv.unflatten(axis, (3, sizes.heads, sizes.head)).unbind(axis if axis >= 0 else axis - 2)
+def _split(qkv: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+    """q, k and v of a parameter whose first axis holds all three; that axis becomes two: head, and d_head."""
+    return qkv.unflatten(0, (3, sizes.heads, sizes.head)).unbind()
 
 
 def _attention(p: Parameters, prefix: str, ours: str, sizes: Sizes) -> dict[str, Tensor]:
     """The course's parameters of attention below a prefix, by our names and as live views."""
-    columns = split_heads(p[f"{prefix}qkv_proj.weight"], sizes, 0)  # each [H, K, D]
-    biases = split_heads(p[f"{prefix}qkv_proj.bias"], sizes, 0)
+    columns = _split(p[f"{prefix}qkv_proj.weight"], sizes)  # each [H, K, D]
+    biases = _split(p[f"{prefix}qkv_proj.bias"], sizes)
     out = p[f"{prefix}output_proj.weight"].T.unflatten(0, (sizes.heads, sizes.head))
     return {
         **{f"{ours}attn.W_{letter}": part.mT for letter, part in zip("QKV", columns, strict=True)},

@@ -17,11 +17,13 @@ from pellucid.exercises.course import (
     Layers,
     Parameters,
     Produce,
+    Run,
     Stages,
-    shapes_at,
+    output_of,
+    shapes_of,
     training,
 )
-from pellucid.exercises.names import Built, Naming, copied, in_float64
+from pellucid.exercises.names import Built, Naming, copied, in_float64, own, spread
 from pellucid.exercises.result import IN_PLACE, NUMBERS, RETURNS, Findings, WrongAnswerError, theirs
 from pellucid.exercises.watch import Marked, Undropped, Watch, apart
 from pellucid.gpt2.formulas import Sizes
@@ -31,6 +33,12 @@ from pellucid.gpt2.parts import Parts
 EXACT, COARSE = 1e-9, 2e-5
 """Relative differences that rounding stays below in float64, and where something inside runs in float32."""
 
+Cause = tuple[Mistake, float]
+"""A mistake, and the tolerance to which it reproduces what was observed."""
+
+IMPOSSIBLE = (RuntimeError, IndexError, KeyError)
+"""What a mistake raises that cannot be made with some shapes."""
+
 
 @dataclass(frozen=True)
 class ModuleProbe:
@@ -38,7 +46,7 @@ class ModuleProbe:
 
     name: str  # what the learner calls it
     build: Callable[[Sizes], Any]  # sizes -> the learner's module
-    stages: Callable[[Tensor, Parameters, Sizes, Parts], Stages]  # the right computation, whose parts can be replaced
+    stages: Callable[[Parameters, Sizes], Run]  # the right computation, whose parts can be replaced
     layers: Callable[[Sizes], Layers]  # sizes -> every layer by the path that the course gives it, with what makes one
     inputs: Callable[[Sizes], Sequence[Tensor]]  # sizes -> what to run it on, several shapes
     axes: Callable[[str], str]  # stage -> its axes
@@ -59,10 +67,10 @@ class ModuleProbe:
             with torch.no_grad(), contextlib.suppress(Exception, SystemExit):  # whatever the learner's code raises
                 named = {name: value.detach().double() for name, value in naming.read(module).items()}
                 output = copied(module).eval()(own(module, x).clone())
-                return apart(output, list(self.stages(x, named, sizes, RIGHT).values())[-1]) <= COARSE
+                return apart(output, output_of(self.stages(named, sizes)(x, RIGHT))) <= COARSE
             return False
 
-        built = Built(self.name, module, shapes_at(self.layers, sizes), right)
+        built = Built(self.name, module, shapes_of(self.layers, sizes), right)
         built.require_parameters()
         built.require_apart()
         return built
@@ -75,17 +83,18 @@ class ModuleProbe:
         named, inputs = built.parameters(), list(self.inputs(sizes))
         produce = self._produce(named, sizes, inputs, lambda parts: parts)
 
-        shapes = [list(s.values())[-1].shape for s in produce(RIGHT)]
+        shapes = [output_of(s).shape for s in produce(RIGHT)]
         watch, outputs = self._run(module, inputs, shapes)
         if agrees(produce(RIGHT), outputs, EXACT):
             return built
         self._check_repeatable(module, inputs, produce, outputs)
         if watch.coarse and agrees(produce(RIGHT), outputs, COARSE):
-            if (mistake := confirmed(self.mistakes, produce, outputs, EXACT)) is None:
+            if (cause := confirmed(self.mistakes, produce, outputs, EXACT)) is None:
                 found.note("right to the rounding of float32: something inside does not follow the input's float64")
                 return built
-            raise self._named(watch, mistake, produce, EXACT)
-        wrong = first_wrong(produce(RIGHT), outputs, COARSE if watch.coarse else EXACT)
+            raise self._named(watch, cause, produce)
+        tolerance = COARSE if watch.coarse else EXACT
+        wrong = next((i for i, gap in enumerate(gaps(produce(RIGHT), outputs)) if gap > tolerance), 0)
         if wrong:  # what is wrong shows in what is computed for this input
             watch, _ = self._run(module, inputs[wrong : wrong + 1], shapes[wrong : wrong + 1])
         raise self._explained(watch, produce, outputs, [*self.mistakes, *_heads(named, built.shapes)], wrong)
@@ -98,7 +107,7 @@ class ModuleProbe:
         named, inputs = built.parameters(), list(self.inputs(sizes))
         produce = self._produce(named, sizes, inputs, lambda parts: training(parts, sizes))
 
-        shapes = [list(s.values())[-1].shape for s in produce(RIGHT)]
+        shapes = [output_of(s).shape for s in produce(RIGHT)]
         with Marked():
             watch, outputs = self._run(module, inputs, shapes)
             _, again = self._run(module, inputs, shapes)
@@ -112,9 +121,9 @@ class ModuleProbe:
             if isinstance(one, nn.Dropout) and one.p != sizes.dropout:
                 words = f"the nn.Dropout `{name}` has p={one.p}, not the dropout={sizes.dropout} given"
                 raise WrongAnswerError(words, "dropout", kind=NUMBER)
-        for several in (self.dropouts, pairs(self.dropouts)):
-            if (mistake := confirmed(several, produce, outputs, tolerance)) is not None:
-                raise self._named(watch, mistake, produce, tolerance)
+        every = itertools.chain(self.dropouts, pairs(self.dropouts))
+        if (cause := confirmed(every, produce, outputs, tolerance)) is not None:
+            raise self._named(watch, cause, produce)
         words = "in training the output is not that of dropout at the course's places, and no known mistake gives it"
         raise WrongAnswerError(words, "dropout", kind="what is dropped, or how often, is wrong")
 
@@ -122,10 +131,11 @@ class ModuleProbe:
         self, named: Parameters, sizes: Sizes, inputs: Sequence[Tensor], mode: Callable[[Parts], Parts]
     ) -> Produce:
         """What gives the stages of every input; those of a right one, which every mistake is held against, are kept."""
-        right = [self.stages(x, named, sizes, mode(RIGHT)) for x in inputs]
+        run = self.stages(named, sizes)
+        right = [run(x, mode(RIGHT)) for x in inputs]
 
         def produce(parts: Parts) -> Iterator[Stages]:
-            return iter(right) if parts is RIGHT else (self.stages(x, named, sizes, mode(parts)) for x in inputs)
+            return iter(right) if parts is RIGHT else (run(x, mode(parts)) for x in inputs)
 
         return produce
 
@@ -138,32 +148,38 @@ class ModuleProbe:
         """
         right = next(itertools.islice(produce(RIGHT), wrong, None))
         stage, line = watch.first_missing(right, COARSE if watch.coarse else EXACT)
-        for tolerance in (EXACT, COARSE) if watch.coarse else (EXACT,):
-            mistake = confirmed(mistakes, produce, outputs, tolerance)
-            if mistake is None:  # where each mistake shows takes longer to find out than which one it is
-                there = _showing_at(stage, mistakes, produce, tolerance)
-                seen = [one for one in there if _is_seen(watch, one, produce, tolerance, wrong)]
-                mistake = confirmed(pairs(mistakes, there, seen), produce, outputs, tolerance)
-            if mistake is not None:
-                return self._named(watch, mistake, produce, tolerance, wrong)
-        gap = max(apart(o, list(m.values())[-1]) for o, m in zip(outputs, produce(RIGHT), strict=True))
+        if (cause := self._cause(watch, produce, outputs, mistakes, stage, wrong)) is not None:
+            return self._named(watch, cause, produce, wrong)
+        gap = max(gaps(produce(RIGHT), outputs))
         what = "the output holds NaN" if any(output.isnan().any() for output in outputs) else \
                f"the output is wrong (relative difference {gap:.2g})"  # fmt: skip
         (b, p), (right_b, right_p) = outputs[wrong].shape[:2], outputs[0].shape[:2]
         where = f" with batch {b} and seq {p}, though right with batch {right_b} and seq {right_p}" if wrong else ""
-        return WrongAnswerError(
-            f"{what}{where}, and none of the known mistakes reproduces it: no cause is confirmed",
-            self.steps(stage),
-            self.axes(stage),
-            NUMBERS,
-            line,
-        )
+        words = f"{what}{where}, and none of the known mistakes reproduces it: no cause is confirmed"
+        return WrongAnswerError(words, self.steps(stage), self.axes(stage), NUMBERS, line)
 
-    def _named(
-        self, watch: Watch, mistake: Mistake, produce: Produce, tolerance: float, watched: int = 0
-    ) -> WrongAnswerError:
+    def _cause(
+        self, watch: Watch, produce: Produce, outputs: list[Tensor], mistakes: list[Mistake], stage: str, wrong: int
+    ) -> Cause | None:
+        """The mistake that reproduces the outputs, or two that may be made if a stage is the first that is wrong."""
+        tolerances = (EXACT, COARSE) if watch.coarse else (EXACT,)
+        one = confirmed(mistakes, produce, outputs, *tolerances)
+        if one is not None and one[1] == EXACT:
+            return one
+        right = next(itertools.islice(produce(RIGHT), wrong, None))
+        # Where each mistake shows takes longer to find out than which one it is.
+        there = _showing_at(stage, mistakes, produce, tolerances)
+        seen = [mistake for mistake in there if _is_seen(watch, mistake, produce, tolerances, wrong)]
+        every = pairs(mistakes, there, seen)
+        if _FIRST_BLOCK in right and stage != next(iter(right)):
+            every = (pair for pair in every if _is_possible(watch, pair, produce, tolerances[-1], wrong))
+        two = confirmed(every, produce, outputs, *tolerances)
+        return two if one is None or (two is not None and two[1] == EXACT) else one
+
+    def _named(self, watch: Watch, cause: Cause, produce: Produce, watched: int = 0) -> WrongAnswerError:
+        mistake, tolerance = cause
         stage = first_shows(produce, mistake, tolerance) or "output"
-        made = next(itertools.islice(produce(replace(RIGHT, **mistake.changes)), watched, None)).get(stage)
+        made = next(itertools.islice(produce(parts_of(mistake)), watched, None)).get(stage)
         line = None if made is None else watch.line_of(made, tolerance)
         return WrongAnswerError(mistake.learner, mistake.step, self.axes(stage), mistake.kind, line)
 
@@ -182,9 +198,8 @@ class ModuleProbe:
                         output = runs(given)
             outputs.append(self._checked_output(output, shape))
             if not torch.equal(given, kept):
-                raise WrongAnswerError(
-                    "forward changes its input in place", f"running {self.name}", "the input", IN_PLACE
-                )
+                words = "forward changes its input in place"
+                raise WrongAnswerError(words, f"running {self.name}", "the input", IN_PLACE)
         watch.coarse |= runs is module
         return watch, outputs
 
@@ -192,9 +207,8 @@ class ModuleProbe:
         step = f"the output of {self.name}"
         if not isinstance(output, Tensor):
             way = ": torch.as_tensor(result) makes one of it" if isinstance(output, (np.ndarray, list)) else ""
-            raise WrongAnswerError(
-                f"forward returns {type(output).__name__}, expected a tensor{way}", step, kind=RETURNS
-            )
+            words = f"forward returns {type(output).__name__}, expected a tensor{way}"
+            raise WrongAnswerError(words, step, kind=RETURNS)
         if output.shape != shape:
             words = f"forward returns shape {list(output.shape)}, expected {list(shape)}"
             raise WrongAnswerError(words, step, "output", RETURNS)
@@ -214,7 +228,9 @@ class ModuleProbe:
         raise WrongAnswerError(words, "dropout", "output")
 
 
-def _showing_at(stage: str, mistakes: Sequence[Mistake], produce: Produce, tolerance: float) -> list[Mistake]:
+def _showing_at(
+    stage: str, mistakes: Sequence[Mistake], produce: Produce, tolerances: Sequence[float]
+) -> list[Mistake]:
     """The mistakes that first show in a stage: one of them is made if the stages before it are right.
 
     Fused attention shows neither scores nor pattern, so that what first shows in the pattern or z may be meant.
@@ -223,17 +239,37 @@ def _showing_at(stage: str, mistakes: Sequence[Mistake], produce: Produce, toler
     stages = {stage} if kind or not stage.endswith("scores") else {stage, f"{block}pattern", f"{block}z"}
     found: list[Mistake] = []
     for mistake in mistakes:
-        with contextlib.suppress(RuntimeError, IndexError, KeyError):  # impossible with these shapes
-            if first_shows(produce, mistake, tolerance) in stages:
+        with contextlib.suppress(*IMPOSSIBLE):
+            if any(first_shows(produce, mistake, tolerance) in stages for tolerance in tolerances):
                 found.append(mistake)
     return found
 
 
-def _is_seen(watch: Watch, mistake: Mistake, produce: Produce, tolerance: float, watched: int) -> bool:
+def _is_seen(watch: Watch, mistake: Mistake, produce: Produce, tolerances: Sequence[float], watched: int) -> bool:
     """Whether something that only this mistake computes was computed; else another may show in the same stage."""
-    right, made = (next(itertools.islice(produce(parts), watched, None)) for parts in (RIGHT, mistake.parts))
-    others = (value for name, value in made.items() if name not in right or apart(value, right[name]) > tolerance)
-    return any(watch.showed(value, tolerance) for value in others)
+    with contextlib.suppress(*IMPOSSIBLE):
+        right, made = (next(itertools.islice(produce(parts), watched, None)) for parts in (RIGHT, parts_of(mistake)))
+        return any(
+            watch.showed(value, tolerance)
+            for tolerance in tolerances
+            for name, value in made.items()
+            if name not in right or apart(value, right[name]) > tolerance
+        )
+    return False
+
+
+_FIRST_BLOCK = "block 0: output"
+
+
+def _is_possible(watch: Watch, pair: Mistake, produce: Produce, tolerance: float, watched: int) -> bool:
+    """Whether what leaves the first block with these mistakes was computed: a run of one block refuses most."""
+    if "order" in pair.changes:
+        return True
+    with contextlib.suppress(*IMPOSSIBLE):
+        first = replace(parts_of(pair), order=lambda _: range(1))
+        made = next(itertools.islice(produce(first), watched, None))
+        return watch.showed(made[_FIRST_BLOCK], tolerance)
+    return False
 
 
 _EMBED = "token_embedding.weight"
@@ -257,31 +293,41 @@ def _heads(named: Parameters, course: Collection[str]) -> list[Mistake]:
     return heads + biases
 
 
+def parts_of(mistake: Mistake) -> Parts:
+    """The course's GPT-2 with a mistake."""
+    return replace(RIGHT, **mistake.changes)
+
+
 def confirmed(
-    mistakes: Iterable[Mistake], produce: Produce, observed: Sequence[Tensor], tolerance: float
-) -> Mistake | None:
-    """The first mistake that reproduces what was observed in every probe; outputs that are NaN as a whole show none."""
+    mistakes: Iterable[Mistake], produce: Produce, observed: Sequence[Tensor], *tolerances: float
+) -> Cause | None:
+    """The first mistake that reproduces what was observed in every probe, to the first of the tolerances if one does.
+
+    Outputs that are NaN as a whole show none.
+    """
     spoilt = [output.isnan() for output in observed if output.isnan().any()]
     if spoilt and all(places.all() for places in spoilt):
         return None
+    coarse: Cause | None = None
     for mistake in mistakes:
-        try:
-            if agrees(produce(replace(RIGHT, **mistake.changes)), observed, tolerance):
-                return mistake
-        except (RuntimeError, IndexError, KeyError):  # impossible with these shapes
-            continue
-    return None
+        with contextlib.suppress(*IMPOSSIBLE):
+            every = gaps(produce(parts_of(mistake)), observed)
+            near = list(itertools.takewhile(lambda gap: gap <= tolerances[-1], every))
+            if len(near) == len(observed) and max(near) <= tolerances[0]:
+                return mistake, tolerances[0]
+            if len(near) == len(observed) and coarse is None:
+                coarse = mistake, tolerances[-1]
+    return coarse
+
+
+def gaps(made: Iterator[Stages], observed: Sequence[Tensor]) -> Iterator[float]:
+    """How far the output of each probe is from what was observed."""
+    return (apart(o, output_of(m)) for o, m in zip(observed, made, strict=True))
 
 
 def agrees(made: Iterator[Stages], observed: Sequence[Tensor], tolerance: float) -> bool:
-    """True if the last stage of every probe is what was observed."""
-    return all(apart(o, list(m.values())[-1]) <= tolerance for o, m in zip(observed, made, strict=True))
-
-
-def first_wrong(made: Iterator[Stages], observed: Sequence[Tensor], tolerance: float) -> int:
-    """The number of the first probe whose last stage is not what was observed; 0 if there is none."""
-    apart_by = (apart(o, list(m.values())[-1]) for o, m in zip(observed, made, strict=True))
-    return next((i for i, gap in enumerate(apart_by) if gap > tolerance), 0)
+    """True if the output of every probe is what was observed."""
+    return all(gap <= tolerance for gap in gaps(made, observed))
 
 
 def pairs(
@@ -297,27 +343,8 @@ def pairs(
 
 def first_shows(produce: Produce, mistake: Mistake, tolerance: float) -> str | None:
     """The first stage in which a mistake makes a difference."""
-    for right, wrong in zip(produce(RIGHT), produce(replace(RIGHT, **mistake.changes)), strict=True):
+    for right, wrong in zip(produce(RIGHT), produce(parts_of(mistake)), strict=True):
         for name in right:
             if name not in wrong or apart(wrong[name], right[name]) > tolerance:
                 return name
     return None
-
-
-def own(module: nn.Module, x: Tensor) -> Tensor:
-    """An input in the dtype of the module's parameters; ids as they are."""
-    dtype = next((value.dtype for value in module.parameters()), x.dtype)
-    return x.to(dtype) if x.is_floating_point() else x
-
-
-def spread(module: nn.Module) -> None:
-    """Values under which every parameter matters and no two mistakes look alike."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, value in module.named_parameters():
-            mean, std = (0.0, 0.3) if value.dim() < 2 else (0.0, 1.5 / value.shape[-1] ** 0.5)
-            if value.dim() < 2 and name.endswith("weight"):
-                mean = 1.0
-            if name.endswith("linear1.weight"):  # activations that differ only far from 0 are told apart, too
-                std *= 4
-            value.copy_(torch.empty(value.shape).normal_(mean, std, generator=generator))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid.exercises import course
 from pellucid.exercises.beyond_numbers import (
     DROPOUT,
     check_applied,
@@ -18,25 +19,8 @@ from pellucid.exercises.beyond_numbers import (
     check_initial_order,
     require_dropout,
 )
-from pellucid.exercises.course import (
-    RIGHT,
-    GPTConfig,
-    attention,
-    attention_layers,
-    attention_steps,
-    axes,
-    block,
-    block_layers,
-    gpt2,
-    gpt2_layers,
-    orders,
-    steps,
-    streams,
-    text,
-    texts,
-)
-from pellucid.exercises.learner import COARSE, ModuleProbe, own
-from pellucid.exercises.names import Built
+from pellucid.exercises.learner import COARSE, ModuleProbe
+from pellucid.exercises.names import Built, own
 from pellucid.exercises.result import (
     NAMES,
     CheckResult,
@@ -72,8 +56,8 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         return answer(12, 4) if sizes is plain else answer(*given, dropout=sizes.dropout)
 
     probe = ModuleProbe(
-        "UnidirectionalAttention", build, attention, attention_layers, streams, axes, attention_steps, ATTENTION,
-        ATTENTION_DROPOUT,
+        "UnidirectionalAttention", build, course.attention, course.attention_layers, course.streams, course.axes,
+        course.attention_steps, ATTENTION, ATTENTION_DROPOUT,
     )  # fmt: skip
 
     def body(found: Findings) -> None:
@@ -86,9 +70,9 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         found.proved.append("the output is that of causal attention, in float64, for 5 shapes of input")
         probe.check_values(found, plain)
         found.proved.append("head_size is taken as given, and defaults to hidden_size // num_heads")
-        x = own(built.module, streams(wide)[0])
+        x = own(built.module, course.streams(wide)[0])
         _check_attention_dropout(found, probe, built, x, wide)
-        _check_the_rest(found, probe, built, wide, x, orders([("qkv_proj",)], [("output_proj",)]))
+        _check_the_rest(found, probe, built, wide, x, course.orders([("qkv_proj",)], [("output_proj",)]))
 
     return checked("attention", body, hint)
 
@@ -165,7 +149,10 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
 
     every = (*BLOCK, *_inside("attn", ATTENTION))
     dropouts = (*BLOCK_DROPOUT, *_inside("attn", ATTENTION_DROPOUT))
-    probe = ModuleProbe("GPT2Block", build, block, block_layers, streams, axes, steps, every, dropouts)
+    probe = ModuleProbe(
+        "GPT2Block", build, course.block, course.block_layers, course.streams, course.axes, course.steps,
+        every, dropouts,
+    )  # fmt: skip
     sizes = Sizes(12, 4, 3, epsilon=0.1)
     others = Sizes(12, 3, 4, epsilon=0.03, activation="gelu", dropout=0.4)
 
@@ -176,7 +163,7 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
         gelu = _gelu(probe, others)
         found.proved.append("the LayerNorms have the epsilon that is given")
         _say_gelu(found, gelu)
-        x = own(module, streams(sizes)[0])
+        x = own(module, course.streams(sizes)[0])
         mlp = [one for name, one in module.named_modules() if isinstance(one, nn.Dropout) and "attn" not in name]
         require_dropout(mlp, "behind linear2")
         without = check_applied(module, mlp, x, "behind linear2")
@@ -184,12 +171,12 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
             found.proved.append("dropout follows the MLP, at the rate given")
         else:
             named = {name: value.to(x.dtype) for name, value in built.parameters().items()}
-            if apart(without, block(x, named, sizes, RIGHT)["after attention"]) > COARSE:
+            if apart(without, course.block(named, sizes)(x, course.RIGHT)["after attention"]) > COARSE:
                 raise WrongAnswerError("with p=1 in every nn.Dropout outside attention, the output is not what comes "
                                        "out of attention: linear2's output is not dropped, or not alone",
                                        "dropout", kind=DROPOUT)  # fmt: skip
         inside = list(itertools.permutations(("attn.qkv_proj", "attn.output_proj")))
-        _check_the_rest(found, probe, built, sizes, x, orders(inside, [("linear1",)], [("linear2",)]))
+        _check_the_rest(found, probe, built, sizes, x, course.orders(inside, [("linear1",)], [("linear2",)]))
 
     return checked("block", body, hint)
 
@@ -208,7 +195,7 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
 
     def build(sizes: Sizes) -> Any:
         module = answer(
-            GPTConfig(
+            course.GPTConfig(
                 sizes.activation, sizes.layers, sizes.heads, sizes.vocabulary,
                 sizes.hidden, sizes.positions, sizes.dropout, sizes.epsilon,
             )
@@ -224,18 +211,20 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
     every = (*GPT2, *_inside("in every block", BLOCK), *_inside("in every block, attn", ATTENTION))
     inside = (*BLOCK_DROPOUT, *ATTENTION_DROPOUT)
     dropouts = (*GPT2_DROPOUT, *_inside("in every block", inside))
-    probe = ModuleProbe("GPT2", build, gpt2, gpt2_layers, texts, axes, steps, every, dropouts)
+    probe = ModuleProbe(
+        "GPT2", build, course.gpt2, course.gpt2_layers, course.texts, course.axes, course.steps, every, dropouts,
+    )  # fmt: skip
     sizes = Sizes(12, 4, 3, epsilon=0.1, layers=3, vocabulary=29, positions=9)
     others = Sizes(12, 3, 4, 0.03, "gelu", layers=2, vocabulary=23, positions=7, dropout=0.4)
 
     def body(found: Findings) -> None:
         built = _check_logits(found, probe, sizes)
-        module, ids = built.module, texts(sizes)[0]
+        module, ids = built.module, course.texts(sizes)[0]
         with theirs("running GPT2"), torch.no_grad():
             output = module.forward(ids)
         if not isinstance(output, Tensor):
             found.note(other_than_logits(output))
-        replace(probe, inputs=lambda s: [text(s, 1, s.positions)]).check_values(found, sizes)
+        replace(probe, inputs=lambda s: [course.text(s, 1, s.positions)]).check_values(found, sizes)
         found.proved.append("the logits are GPT-2's, in float64, for 5 shapes of input up to the longest text")
         _gelu(probe, others)
         found.proved.append("the unembedding is the token embedding: no weights of its own")
@@ -246,7 +235,7 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
             found.proved.append("dropout follows the embeddings, at the rate given")
         one = replace(sizes, layers=1)  # one block is enough to tell the order
         inside = [tuple(f"blocks.0.{path}" for path in ("attn.qkv_proj", "attn.output_proj", "linear1", "linear2"))]
-        order = orders([("token_embedding",)], [("pos_embedding",)], inside)
+        order = course.orders([("token_embedding",)], [("pos_embedding",)], inside)
         _check_the_rest(found, probe, built, one, ids, order)
 
     return checked("gpt2", body, hint)
@@ -264,7 +253,7 @@ def _check_logits(found: Findings, probe: ModuleProbe, sizes: Sizes) -> Built:
     except WrongAnswerError as wrong:
         if "IndexError" not in wrong.mistake:
             raise
-        small = replace(probe, inputs=lambda s: [ids % s.positions for ids in texts(s)])
+        small = replace(probe, inputs=lambda s: [ids % s.positions for ids in course.texts(s)])
         try:
             small.check_values(found, sizes)
         except WrongAnswerError as named:

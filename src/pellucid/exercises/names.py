@@ -1,4 +1,4 @@
-"""Which of a module's parameters are the course's: by name, else by shape and by what the module computes."""
+"""A learner's module: which of its parameters are the course's, by name, else by what it computes; its copies."""
 
 from __future__ import annotations
 
@@ -199,6 +199,24 @@ def in_float64(module: nn.Module, x: Tensor) -> nn.Module:
     return double
 
 
+def own(module: nn.Module, x: Tensor) -> Tensor:
+    """An input in the dtype of the module's parameters; ids as they are."""
+    dtype = next((value.dtype for value in module.parameters()), x.dtype)
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def spread(module: nn.Module) -> None:
+    """Values under which every parameter matters and no two mistakes look alike."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            std = 0.3 if value.dim() < 2 else 1.5 / value.shape[-1] ** 0.5
+            mean = 1.0 if value.dim() < 2 and name.endswith("weight") else 0.0  # a gain
+            if name.endswith("linear1.weight"):  # activations that differ only far from 0 are told apart, too
+                std *= 4
+            value.copy_(torch.empty(value.shape).normal_(mean, std, generator=generator))
+
+
 @dataclass(frozen=True)
 class _Held:
     """What is known of a module's parameters: their shapes, and the layers that keep [in, out]."""
@@ -213,11 +231,13 @@ class _Held:
 
     def fits(self, name: str, layer: Layer, parts: Mapping[str, tuple[int, ...]], turned: bool) -> bool:
         """Whether a layer has the parts of one of the course's; a square matrix is turned if its class says so."""
-        shape, square = parts["weight"], len(parts["weight"]) == 2 == len(self.shapes[layer["weight"][0]]) \
-            if "weight" in layer else False  # fmt: skip
-        if square and shape[0] == shape[1] and turned != (name in self.turned):
+        if not parts.keys() <= layer.keys():
             return False
-        return all(kind in layer and self._shape(layer[kind], kind, turned) == part for kind, part in parts.items())
+        shape = parts["weight"]
+        square = len(shape) == 2 and shape[0] == shape[1] and len(self.shapes[layer["weight"][0]]) == 2
+        if square and turned != (name in self.turned):
+            return False
+        return all(self._shape(layer[kind], kind, turned) == part for kind, part in parts.items())
 
     def _shape(self, names: Sequence[str], kind: str, turned: bool) -> tuple[int, ...]:
         """The shape of several parameters together, as an nn.Linear would hold them."""

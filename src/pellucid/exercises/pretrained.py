@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.errors import InputError, PellucidError
 from pellucid.exercises.course import RIGHT, gpt2, gpt2_layers, no_reference, shapes_of, units
-from pellucid.exercises.learner import spread
-from pellucid.exercises.names import Built, Naming, copied
+from pellucid.exercises.names import Built, Naming, copied, spread
 from pellucid.exercises.result import (
     NAMES,
     CheckResult,
@@ -143,10 +142,10 @@ def _units(model: nn.Module, config: TransformerConfig) -> dict[str, Tensor]:
         with torch.no_grad(), contextlib.suppress(Exception, SystemExit):  # whatever the learner's code raises
             logits, values = logits_of(copied(model).eval()(ids)), naming.read(model)
             ways = [replace(sizes, activation=one) for one in ("gelu", "gelu_new", "relu")]
-            return any(apart(logits, gpt2(ids, values, way, RIGHT)["logits"]) <= 1e-3 for way in ways)
+            return any(apart(logits, gpt2(values, way)(ids, RIGHT)["logits"]) <= 1e-3 for way in ways)
         return False
 
-    built = Built("the model", model, shapes_of(gpt2_layers(sizes)), right)
+    built = Built("the model", model, shapes_of(gpt2_layers, sizes), right)
     built.require_parameters()
     if built.naming is not None and not right(built.naming):
         words = (

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from pellucid.exercises.result import current_line, described
 from pellucid.numerics.dispatch import DispatchMode
-from pellucid.numerics.rounding import size_or_nan
+from pellucid.numerics.rounding import relative_error
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Watch(DispatchMode):
             number
             for number, seen in enumerate(self._seen, 1)
             if seen.values.numel() == size
-            and not any(abs(a - b) > gap for a, b in zip(seen.ends, ends, strict=True))
+            and all(_is_near(a, b, gap) for a, b in zip(seen.ends, ends, strict=True))
             and apart(seen.numbers, wanted) <= tolerance
         )
 
@@ -105,6 +105,11 @@ def _ends(numbers: Tensor) -> tuple[float, float]:
     return (float(numbers[0]), float(numbers[-1])) if numbers.numel() and not numbers.is_meta else (0.0, 0.0)
 
 
+def _is_near(a: float, b: float, gap: float) -> bool:
+    """Whether two numbers are equal but for a gap; an infinity or a NaN is near itself alone."""
+    return abs(a - b) <= gap if math.isfinite(a) and math.isfinite(b) else a == b or (a != a and b != b)
+
+
 class Undropped(DispatchMode):
     """Makes every dropout the identity: a Bernoulli draw with probability p is p everywhere."""
 
@@ -112,6 +117,14 @@ class Undropped(DispatchMode):
         if func is torch.ops.aten.bernoulli_.float:
             return args[0].fill_(args[1] if len(args) > 1 else (kwargs or {}).get("p", 0.5))
         return func(*args, **(kwargs or {}))
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves embeddings without values: to draw them on the meta device, torch would import its compiler, for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        return given["tensor"] if func is nn.init.normal_ else func(*args, **given)
 
 
 def marked(x: Tensor, rate: float) -> Tensor:
@@ -167,12 +180,4 @@ def apart(given: Tensor, expected: Tensor) -> float:
     """Largest difference relative to the largest expected value; equal infinities and NaN on both sides are equal."""
     if given.shape != expected.shape:
         return float("inf")
-    given, expected = given.detach().double(), expected.detach().double()
-    if math.isfinite(gap := size_or_nan(given - expected)):  # then all values are, and half as many passes tell
-        return gap / (size_or_nan(expected) or 1.0)
-    same = (given == expected) | (given.isnan() & expected.isnan())
-    gaps = torch.where(same, 0.0, (given - expected).abs())
-    size = expected[expected.isfinite()].abs()
-    largest = float(gaps.max()) if gaps.numel() else 0.0
-    unit = float(size.max()) if size.numel() else 1.0
-    return float("inf") if largest != largest else largest / (unit or 1.0)
+    return relative_error(given.detach().double(), expected.detach().double())
