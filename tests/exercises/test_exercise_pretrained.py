@@ -15,6 +15,7 @@ from exercise_notebook import NOTEBOOK, SCRIPT, cells
 from exercise_solution import variant
 from torch import nn
 
+import llamas
 import pellucid as pl
 import support
 from pellucid.exercises import alignment_for, check_pretrained, config_of, load_into
@@ -83,8 +84,9 @@ def test_a_part_in_training_mode_is_told(glass: pl.CkptedTransformer) -> None:
 def test_a_transformers_model_is_a_reference_like_any_other(glass: pl.CkptedTransformer) -> None:
     pytest.importorskip("transformers")
     theirs = pl.to_hf(glass).eval()
+    theirs.__class__ = type("Mine", (type(theirs),), {})  # a class of one's own
     assert config_of(theirs) == config_of(glass)
-    with pytest.raises(pl.NotFoundError, match="GPT2LMHeadModel given, expected a path") as caught:
+    with pytest.raises(pl.NotFoundError, match="Mine given, expected a path") as caught:
         pl.load(theirs)  # type: ignore[arg-type]
     assert "pl.from_hf" in caught.value.remedy
     assert len(str(caught.value)) < 300
@@ -321,6 +323,18 @@ def test_a_reference_with_a_head_of_its_own_is_refused(glass: pl.CkptedTransform
         untied.unembed.W_U.mul_(1.5)
     for refused in (lambda: load_into(model, untied), lambda: check_pretrained(model, Digits(), untied)):
         with pytest.raises(pl.InputError, match="the reference's head is not tied"):
+            refused()
+
+
+def test_a_reference_of_another_family_is_refused(glass: pl.CkptedTransformer) -> None:
+    llama, model = llamas.glass(), variant().GPT2(config_of(glass))
+    for refused in (
+        lambda: config_of(llama),
+        lambda: config_of(llama.config),
+        lambda: load_into(model, llama),
+        lambda: check_pretrained(model, Digits(), llama),
+    ):
+        with pytest.raises(pl.InputError, match="a Llama given, expected a GPT-2 as the reference"):
             refused()
 
 

@@ -51,7 +51,7 @@ def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:
 
     Args:
         my_gpt: An instance.
-        reference: A model of pellucid's or of transformers'.
+        reference: A GPT-2 of pellucid's or of transformers'.
 
     Raises:
         InputError: If sizes or names differ, one of them is no model, or the reference's head is not tied.
@@ -119,9 +119,9 @@ def require_instance(check: str, my_gpt: Any) -> None:
 
 def as_reference(check: str, reference: Any) -> CkptedTransformer:
     """A reference whose weights the course's GPT2 can hold; a model of transformers' is copied."""
-    if type(reference).__module__.startswith("transformers."):
+    if any(kind.__module__.startswith("transformers.") for kind in type(reference).__mro__):
         reference = from_hf(reference)
-    if not isinstance(reference, CkptedTransformer):
+    if not isinstance(reference, CkptedTransformer) or not isinstance(reference.config, TransformerConfig):
         raise no_reference(check, reference)
     if not torch.equal(reference.unembed.W_U, reference.embed.W_E.T):
         raise misuse(
@@ -165,13 +165,13 @@ def check_pretrained(
     Args:
         my_gpt: An instance.
         tokenizer: With `encode` and `decode`; None for the reference's.
-        reference: A model of pellucid's or of transformers' with the weights that it should hold, or what
+        reference: A GPT-2 of pellucid's or of transformers' with the weights that it should hold, or what
             `pellucid.load` takes; None for the bundled model.
         hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
     Raises:
-        InputError: If a class is given for an instance, or the reference has no tokenizer or a head that is not
-            tied.
+        InputError: If a class is given for an instance, or the reference is no GPT-2, has no tokenizer, or its head
+            is not tied.
     """
     require_instance("check_pretrained", my_gpt)
     named = reference is None or isinstance(reference, (str, Path))
