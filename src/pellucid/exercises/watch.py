@@ -120,7 +120,7 @@ class Undropped(DispatchMode):
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves embeddings without values: to draw them on the meta device, torch would import its compiler, for seconds."""
+    """Leaves embeddings without values: to draw them on the meta device, torch imports its compiler, for seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
