@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,8 +46,8 @@ def cause_of(report: Any) -> str:
     return report.first_divergence.cause or ""
 
 
-def with_attention(made: Any, attention: Any, blocks: tuple[int, ...] = (0, 1, 2)) -> Any:
-    for i in blocks:
+def with_attention(made: Any, attention: Any, blocks: Sequence[int] | None = None) -> Any:
+    for i in range(len(made.blocks)) if blocks is None else blocks:
         module = made.blocks[i].attn
         module.__class__ = type("Changed", (type(module),), {"forward": attention})
     return made
@@ -72,11 +73,11 @@ def attending(*, dropout: float = 0.0, blind: bool = False, unbiased: str = "", 
     return forward
 
 
-def test_the_smallest_mistake_that_every_point_confirms(small: pl.CkptedTransformer) -> None:
-    for made in (course(small), Returning(course(small), lambda x: x)):
+def test_the_smallest_mistake_that_every_point_confirms(one: pl.CkptedTransformer) -> None:
+    for made in (course(one), Returning(course(one), lambda x: x)):
         inner = getattr(made, "inner", made)
         with_attention(inner, attending(unbiased="v"))
-        assert "no bias on v (" in cause_of(pl.compare(small, made, IDS))
+        assert "no bias on v (" in cause_of(pl.compare(one, made, IDS))
 
 
 def test_blocks_that_show_a_mistake_are_all_named(small: pl.CkptedTransformer) -> None:
@@ -88,11 +89,11 @@ def test_blocks_that_show_a_mistake_are_all_named(small: pl.CkptedTransformer) -
     assert "causal mask off by one: sees the next token, in blocks 1, 2 only" in cause_of(report), report
 
 
-def test_masks_and_dropout_inside_attention(small: pl.CkptedTransformer) -> None:
-    blind = with_attention(course(small), attending(blind=True))
-    assert "does not see itself, the first position excepted" in cause_of(pl.compare(small, blind, IDS))
-    random = with_attention(course(small), attending(dropout=0.1))
-    assert "dropout is active" in cause_of(pl.compare(small, random, IDS))
+def test_masks_and_dropout_inside_attention(one: pl.CkptedTransformer) -> None:
+    blind = with_attention(course(one), attending(blind=True))
+    assert "does not see itself, the first position excepted" in cause_of(pl.compare(one, blind, IDS))
+    random = with_attention(course(one), attending(dropout=0.1))
+    assert "dropout is active" in cause_of(pl.compare(one, random, IDS))
 
 
 def gelu(constant: float) -> Any:
@@ -123,24 +124,24 @@ def test_a_constant_of_six_digits_is_a_mistake(constant: float, one: pl.CkptedTr
     assert f"GELU's constant is {constant:g} for sqrt(2/pi)" in found
 
 
-def test_the_bias_of_k_that_is_not_added(small: pl.CkptedTransformer) -> None:
-    made = course(small)
+def test_the_bias_of_k_that_is_not_added(one: pl.CkptedTransformer) -> None:
+    made = course(one)
     for block in made.blocks:
         bias = F.pad(block.attn.qkv_proj.bias.detach()[24:48], (24, 24))
         block.attn.qkv_proj.register_forward_hook(lambda module, given, out, b=bias: out - b)
-    report = pl.compare(small, made, IDS)
+    report = pl.compare(one, made, IDS)
     assert report.verdict == "equivalent", report
     assert "no text can show it: softmax ignores" in " ".join(report.notes)
 
 
-def test_other_parameters_with_the_same_logits(small: pl.CkptedTransformer) -> None:
-    made = course(small)
+def test_other_parameters_with_the_same_logits(one: pl.CkptedTransformer) -> None:
+    made = course(one)
     order = torch.randperm(96)
     with torch.no_grad():
         for layer, axis in ((made.blocks[0].linear1, 0), (made.blocks[0].linear2, 1)):
             layer.weight.copy_(layer.weight.index_select(axis, order))
         made.blocks[0].linear1.bias.copy_(made.blocks[0].linear1.bias[order])
-    report = pl.compare(small, made, IDS)
+    report = pl.compare(one, made, IDS)
     assert report.verdict == "different"
     assert "other parameters, the same logits" in " ".join(report.notes), report
 
@@ -176,9 +177,9 @@ def test_amplified_rounding_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> N
     assert "too much to tell it from an error" in " ".join(report.notes)
 
 
-def test_two_mistakes_are_not_one(small: pl.CkptedTransformer) -> None:
-    made = with_gelu(course(small, "eps 1e-6"), 0.8)
-    found = cause_of(pl.compare(small, made, IDS))
+def test_two_mistakes_are_not_one(one: pl.CkptedTransformer) -> None:
+    made = with_gelu(course(one, "eps 1e-6"), 0.8)
+    found = cause_of(pl.compare(one, made, IDS))
     assert found == "" or "more differs later" in found
 
 
@@ -205,30 +206,33 @@ MASKS = {
 
 
 @pytest.mark.parametrize(
-    ("words", "blocks"),
+    ("words", "apart"),
     support.few_of(
-        itertools.product(MASKS, [(0, 1, 2), (1,)]),
-        *((words, (0, 1, 2)) for words in MASKS), ("attention to the last 3 tokens only", (1,)),
+        itertools.product(MASKS, [False, True]),
+        *((words, False) for words in MASKS), ("attention to the last 3 tokens only", True),
     ),
 )  # fmt: skip
-def test_attention_to_some_tokens(words: str, blocks: tuple[int, ...], small: pl.CkptedTransformer) -> None:
-    found = cause_of(pl.compare(small, with_attention(course(small), seeing(MASKS[words]), blocks), IDS))
+def test_attention_to_some_tokens(
+    words: str, apart: bool, small: pl.CkptedTransformer, one: pl.CkptedTransformer
+) -> None:
+    model, blocks = (small, (1,)) if apart else (one, None)
+    found = cause_of(pl.compare(model, with_attention(course(model), seeing(MASKS[words]), blocks), IDS))
     assert words in found
-    assert ("in block 1 only" in found) == (blocks == (1,))
+    assert ("in block 1 only" in found) == apart
     assert "the logits agree too" in found
 
 
-def test_a_cause_that_other_ids_contradict(small: pl.CkptedTransformer) -> None:
+def test_a_cause_that_other_ids_contradict(one: pl.CkptedTransformer) -> None:
     """On seven tokens, a first one that is not seen from the seventh on is a window of six; on more it is none."""
-    made = with_attention(course(small), seeing(lambda q, k: (k > 0) | (q < 6)))
-    found = cause_of(pl.compare(small, made, IDS))
+    made = with_attention(course(one), seeing(lambda q, k: (k > 0) | (q < 6)))
+    found = cause_of(pl.compare(one, made, IDS))
     words = "attention to the last 6 tokens only (with this in the reference, these logits agree; on a probe of "
     assert found.startswith(words), found
 
 
-def test_a_window_that_only_a_probe_shows(small: pl.CkptedTransformer) -> None:
-    made = with_attention(course(small), seeing(lambda q, k: q - k < 11))
-    assert "attention to the last 11 tokens only" in cause_of(pl.compare(small, made, IDS))
+def test_a_window_that_only_a_probe_shows(one: pl.CkptedTransformer) -> None:
+    made = with_attention(course(one), seeing(lambda q, k: q - k < 11))
+    assert "attention to the last 11 tokens only" in cause_of(pl.compare(one, made, IDS))
 
 
 class Placed(torch.nn.Module):
@@ -281,9 +285,11 @@ MIXES = {
 
 
 @pytest.mark.parametrize("words", MIXES)
-def test_rows_and_heads_that_are_mixed_up(words: str, small: pl.CkptedTransformer) -> None:
-    blocks = (1,) if "block 1" in words else (0, 1, 2)
-    assert words in cause_of(pl.compare(small, with_attention(course(small), mixing(MIXES[words]), blocks), IDS))
+def test_rows_and_heads_that_are_mixed_up(
+    words: str, small: pl.CkptedTransformer, one: pl.CkptedTransformer
+) -> None:
+    model, blocks = (small, (1,)) if "block 1" in words else (one, None)
+    assert words in cause_of(pl.compare(model, with_attention(course(model), mixing(MIXES[words]), blocks), IDS))
 
 
 def test_heads_exchanged_in_the_parameters_of_q(small: pl.CkptedTransformer) -> None:
@@ -305,11 +311,11 @@ def test_a_scale_that_is_folded_into_q(n_head: int) -> None:
         with torch.no_grad():
             block.attn.qkv_proj.weight[:24] *= factor
             block.attn.qkv_proj.bias[:24] *= factor
-    large = RIGHTS["split"](model)  # far from the reference's where W_Q is a tensor of its own
-    for layer in large.layers:
-        with torch.no_grad():
-            layer.attention.to_q.weight *= factor
-    assert f"W_Q: {factor:.6g} times" in cause_of(pl.compare(model, large, IDS))
+    alone = support.glass(**{**SMALL, "n_head": n_head, "n_layer": 1})
+    large = RIGHTS["split"](alone)  # far from the reference's where W_Q is a tensor of its own
+    with torch.no_grad():
+        large.layers[0].attention.to_q.weight *= factor
+    assert f"W_Q: {factor:.6g} times" in cause_of(pl.compare(alone, large, IDS))
     report = pl.compare(model, made, IDS)
     assert cause_of(report) == f"W_Q and b_Q: {factor:.6g} times the reference's values, in blocks 0, 1, 2"
     nearly = "" if n_head == 6 else "nearly "
@@ -384,34 +390,34 @@ class Boxed(torch.nn.Module):
         return self.net(x)
 
 
-def test_what_enters_two_modules_at_once_is_its_own_value(small: pl.CkptedTransformer) -> None:
+def test_what_enters_two_modules_at_once_is_its_own_value(one: pl.CkptedTransformer) -> None:
     """The outer one is forced to the reference's value, which must not hide what it was given."""
-    made = RIGHTS["nano"](small)
+    made = RIGHTS["nano"](one)
     for block in made.transformer["h"]:
         block.mlp, block.spare = Boxed(block.mlp), block.ln_2
-    assert pl.compare(small, made, IDS)
+    assert pl.compare(one, made, IDS)
     for block in made.transformer["h"]:
         block.ln_2 = Again(block.ln_1)
-    report = pl.compare(small, made, IDS)
+    report = pl.compare(one, made, IDS)
     assert report.verdict == "different", report
     assert report.first_divergence is not None
     assert report.first_divergence.where == "blocks.0.ln2.ckpt_normalized"
     assert "ln1 is used in the place of ln2" in cause_of(report)
 
 
-def test_a_constant_does_not_stand_for_a_mistake_behind_it(small: pl.CkptedTransformer) -> None:
+def test_a_constant_does_not_stand_for_a_mistake_behind_it(one: pl.CkptedTransformer) -> None:
     """This program keeps sqrt(d_head) in float32, which is a note: what is named is the mistake."""
-    made = RIGHTS["split"](small)
-    made.layers[1].feed_in.register_forward_pre_hook(lambda _, args: (args[0] * 1.01,))
-    report = pl.compare(small, made, IDS)
+    made = RIGHTS["split"](one)
+    made.layers[-1].feed_in.register_forward_pre_hook(lambda _, args: (args[0] * 1.01,))
+    report = pl.compare(one, made, IDS)
     assert report.first_divergence is not None
-    assert report.first_divergence.where == "blocks.1.ln2.ckpt_normalized"
+    assert report.first_divergence.where == f"blocks.{len(made.layers) - 1}.ln2.ckpt_normalized"
     assert report.first_divergence.cause is None
     assert any("which is harmless by itself" in note for note in report.notes)
 
 
-def test_a_mistake_beside_a_constant_is_named(small: pl.CkptedTransformer) -> None:
-    made = RIGHTS["split"](small)
+def test_a_mistake_beside_a_constant_is_named(one: pl.CkptedTransformer) -> None:
+    made = RIGHTS["split"](one)
 
     def blind(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         seen = kwargs["seen"] & ~torch.eye(IDS.size(1), dtype=torch.bool)
@@ -420,27 +426,27 @@ def test_a_mistake_beside_a_constant_is_named(small: pl.CkptedTransformer) -> No
 
     for layer in made.layers:
         layer.attention.register_forward_pre_hook(blind, with_kwargs=True)
-    assert "does not see itself, the first position excepted" in cause_of(pl.compare(small, made, IDS))
+    assert "does not see itself, the first position excepted" in cause_of(pl.compare(one, made, IDS))
 
 
-def test_heads_in_modules_of_their_own_hide_nothing(small: pl.CkptedTransformer) -> None:
+def test_heads_in_modules_of_their_own_hide_nothing(one: pl.CkptedTransformer) -> None:
     """What is put into one head's place is no value of the others."""
-    made = RIGHTS["per head"](small)
-    made.stack[1].up.register_forward_pre_hook(lambda _, args: (args[0] * 1.01,))
-    found = pl.compare(small, made, IDS).first_divergence
+    made = RIGHTS["per head"](one)
+    made.stack[-1].up.register_forward_pre_hook(lambda _, args: (args[0] * 1.01,))
+    found = pl.compare(one, made, IDS).first_divergence
     assert found is not None
-    assert found.where == "blocks.1.ln2.ckpt_normalized"
+    assert found.where == f"blocks.{len(made.stack) - 1}.ln2.ckpt_normalized"
 
 
-def test_a_constant_keeps_no_probe_away(small: pl.CkptedTransformer) -> None:
+def test_a_constant_keeps_no_probe_away(one: pl.CkptedTransformer) -> None:
     """This program's scale is rounded, and its second row is wrong: one row shows the former alone."""
-    made = RIGHTS["split"](small)
-    assert pl.compare(small, made, IDS[:1])
+    made = RIGHTS["split"](one)
+    assert pl.compare(one, made, IDS[:1])
 
     def leaking(_: Any, args: Any) -> Any:
         return (torch.cat([args[0][:1], args[0][1:] * 1.01]), *args[1:])
 
     made.last.register_forward_pre_hook(leaking)
-    found = pl.compare(small, made, IDS[:1]).first_divergence
+    found = pl.compare(one, made, IDS[:1]).first_divergence
     assert found is not None
     assert "shown on a probe of 2 x " in found.detail

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import pellucid as pl
 import support
 
-SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3}
+SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 1, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
 
 
@@ -79,13 +79,13 @@ def test_a_program_that_computes_weights_is_recognised(small: pl.CkptedTransform
 @pytest.mark.parametrize("way", ["weight_norm", "the older weight_norm"])
 def test_one_step_of_what_it_is_computed_from(way: str, small: pl.CkptedTransformer) -> None:
     made = course(small)
-    WAYS[way](made.blocks[1].linear1)
-    size = next(p for name, p in made.blocks[1].linear1.named_parameters() if name.endswith(("original0", "_g")))
+    WAYS[way](made.blocks[0].linear1)
+    size = next(p for name, p in made.blocks[0].linear1.named_parameters() if name.endswith(("original0", "_g")))
     with torch.no_grad():
         size[3, 0] = torch.nextafter(size[3, 0], torch.tensor(torch.inf))
     found = pl.compare(small, made, IDS).first_divergence
     assert found is not None
-    assert found.where == "blocks.1.mlp.W_in"
+    assert found.where == "blocks.0.mlp.W_in"
 
 
 def test_a_weight_that_is_computed_wrong(small: pl.CkptedTransformer) -> None:
@@ -101,27 +101,27 @@ def test_what_comes_out_counts(small: pl.CkptedTransformer) -> None:
     """The same program beside a model of the weights that come out, and beside one of those that it began with."""
     made = course(small)
     parametrizations.spectral_norm(made.blocks[0].linear1)
-    prune.l1_unstructured(made.blocks[1].linear2, "weight", amount=0.25)
+    prune.l1_unstructured(made.blocks[0].linear2, "weight", amount=0.25)
     made.eval()
     assert pl.compare(small, made, IDS).verdict == "different"
     exported = copy.deepcopy(small)
     with torch.no_grad():
         exported.blocks[0].mlp.W_in.copy_(made.blocks[0].linear1.weight.T)
-        exported.blocks[1].mlp.W_out.copy_((made.blocks[1].linear2.weight).T)
+        exported.blocks[0].mlp.W_out.copy_((made.blocks[0].linear2.weight).T)
     assert pl.compare(exported, made, IDS), pl.compare(exported, made, IDS)
 
 
 def test_a_parametrized_program_is_left_as_it_was(small: pl.CkptedTransformer) -> None:
     made = course(small)
     parametrizations.weight_norm(made.blocks[0].linear1)
-    old_weight_norm(made.blocks[1].linear1)
+    old_weight_norm(made.blocks[0].linear2)
     before, logits = copy.deepcopy(made.state_dict()), made(IDS)
     report = pl.compare(small, made, IDS)
     assert all(size is not None and size < 1e-6 for size in report.sensitivity.values())
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
     assert torch.equal(made(IDS), logits)
     with torch.no_grad():
-        made.blocks[1].linear1.weight_g.mul_(2)  # it still computes
+        made.blocks[0].linear2.weight_g.mul_(2)  # it still computes
     assert not torch.equal(made(IDS), logits)
 
 
@@ -134,7 +134,7 @@ def on_meta(model: pl.CkptedTransformer) -> nn.Module:
 
 def partly_on_meta(model: pl.CkptedTransformer) -> nn.Module:
     made = course(model)
-    made.blocks[1].to("meta")
+    made.blocks[0].to("meta")
     return made
 
 
@@ -178,7 +178,7 @@ def test_tensors_without_values(small: pl.CkptedTransformer) -> None:
 
 def test_memory_that_begins_elsewhere_says_nothing_else() -> None:
     """A run has copies of what a file is mapped to at an odd address; what is changed on trial has to reach them."""
-    model = support.glass(**{**SMALL, "n_layer": 1})
+    model = support.glass(**SMALL)
     made = pl.to_hf(model)
     made.lm_head.weight = nn.Parameter(made.lm_head.weight.detach() + 0.1)
     aligned = copy.deepcopy(made)

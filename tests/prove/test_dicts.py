@@ -25,6 +25,12 @@ def small() -> pl.CkptedTransformer:
     return support.glass(**SMALL)
 
 
+@pytest.fixture(scope="module")
+def one() -> pl.CkptedTransformer:
+    """Of one block, which is enough where blocks do not matter."""
+    return support.glass(**{**SMALL, "n_layer": 1})
+
+
 def exchanged(tensors: Dict, a: str, b: str) -> Dict:
     return {**tensors, a: tensors[b], b: tensors[a]}
 
@@ -337,8 +343,7 @@ def untied(model: pl.CkptedTransformer, head: torch.Tensor) -> pl.CkptedTransfor
     return pl.CkptedTransformer(config, {**model.state_dict(), "unembed.W_U": head}).eval()
 
 
-def test_ends_that_are_untied_and_equal() -> None:
-    one = support.glass(**{**SMALL, "n_layer": 1})
+def test_ends_that_are_untied_and_equal(one: pl.CkptedTransformer) -> None:
     W_U = one.embed.W_E.detach().clone().T
     equal, moved = untied(one, W_U), untied(one, W_U + 1e-3)
     ids = torch.arange(8)[None]
@@ -351,19 +356,19 @@ def test_ends_that_are_untied_and_equal() -> None:
     assert pl.compare(equal, RIGHTS["course"](one), ids)
 
 
-def test_a_module_that_is_no_gpt2_beside_a_state_dict(small: pl.CkptedTransformer) -> None:
+def test_a_module_that_is_no_gpt2_beside_a_state_dict(one: pl.CkptedTransformer) -> None:
     class Reversed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = RIGHTS["course"](small)
+            self.inner = RIGHTS["course"](one)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return self.inner(ids).flip(-1)
 
-    report = pl.compare(small.state_dict(), Reversed())
+    report = pl.compare(one.state_dict(), Reversed())
     assert report.verdict == "inconclusive"
     assert "not recognised as a GPT-2 by what it computes" in str(report)
-    changed = {**small.state_dict(), "blocks.0.ln1.b": 1.1 * small.state_dict()["blocks.0.ln1.b"]}
+    changed = {**one.state_dict(), "blocks.0.ln1.b": 1.1 * one.state_dict()["blocks.0.ln1.b"]}
     assert pl.compare(Reversed(), changed).verdict == "different"
     with pytest.raises(pl.InputError) as caught:
         pl.compare({"a": torch.ones(2)}, Reversed())
@@ -386,7 +391,7 @@ def test_what_layouts_carry_beside_weights(small: pl.CkptedTransformer) -> None:
         assert pl.compare(side, open_mask, ids).verdict == "inconclusive"
 
 
-def test_sensitivity_beside_a_state_dict(small: pl.CkptedTransformer) -> None:
-    found = pl.compare(small, from_ours(small.state_dict(), small.config), torch.arange(8)[None]).sensitivity
+def test_sensitivity_beside_a_state_dict(one: pl.CkptedTransformer) -> None:
+    found = pl.compare(one, from_ours(one.state_dict(), one.config), torch.arange(8)[None]).sensitivity
     assert len(found) == 20
     assert all(size is not None and size <= 1e-7 for size in found.values())

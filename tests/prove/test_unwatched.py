@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import pellucid as pl
 import support
 
-SMALL = {"vocab_size": 53, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 4}
+SMALL = {"vocab_size": 53, "n_positions": 64, "n_embd": 24, "n_layer": 1, "n_head": 4}
 IDS = support.some_ids(2, 7, 53)
 
 
@@ -64,7 +64,7 @@ def test_another_rounding_is_not_identical() -> None:
     report = pl.compare(model, program, IDS)
     assert report.verdict == "equivalent"
     assert "without instruments the program rounds in another way" in " ".join(report.notes)
-    assert report.coverage["mlp.ckpt_post"] == (2, 2)
+    assert report.coverage["mlp.ckpt_post"] == (1, 1)
     wrong = pl.compare(support.glass(**SMALL), program, IDS)
     assert wrong.first_divergence is not None
     assert wrong.first_divergence.where == "blocks.0.mlp.ckpt_post"
@@ -148,7 +148,7 @@ def test_traced_programs(small: pl.CkptedTransformer, recwarn: pytest.WarningsRe
 
 @pytest.mark.parametrize(("wrong", "verdict"), [("", "equivalent"), ("eps 1e-6", "different")])
 def test_compiled_programs(wrong: str, verdict: str) -> None:
-    model = support.glass(**{**SMALL, "n_layer": 1})
+    model = support.glass(**SMALL)
     compiled = torch.compile(course(model, wrong), backend="eager")
     assert pl.compare(model, compiled, IDS).verdict == verdict
 
@@ -227,7 +227,7 @@ def test_closures_and_patched_forwards(kind: Any, dtype: torch.dtype, small: pl.
     before = state(made)
     report = pl.compare(reference, made, IDS)
     assert report.verdict == "equivalent", report
-    assert report.coverage["mlp.ckpt_pre"] == (2, 2)
+    assert report.coverage["mlp.ckpt_pre"] == (1, 1)
     assert same(before, state(made))
 
 

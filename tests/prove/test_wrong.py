@@ -132,8 +132,8 @@ def test_a_mistake_in_one_block_is_named_there(
         assert "in block 1 only" in found.cause or "logits agree too" in found.cause
 
 
-def test_dropout_that_evaluation_does_not_switch_off(small: pl.CkptedTransformer) -> None:
-    report = pl.compare(small, course(small, "dropout on"), IDS)
+def test_dropout_that_evaluation_does_not_switch_off(one_block: pl.CkptedTransformer) -> None:
+    report = pl.compare(one_block, course(one_block, "dropout on"), IDS)
     assert report.verdict == "different"
     assert "dropout is active" in str(report.first_divergence)
 
@@ -162,8 +162,8 @@ def test_local_and_inherited_errors_are_told_apart(small: pl.CkptedTransformer) 
     assert later.fp64_local < 1e-13
 
 
-def test_heads_and_positions_are_named(small: pl.CkptedTransformer) -> None:
-    made = course(small)
+def test_heads_and_positions_are_named(one_block: pl.CkptedTransformer) -> None:
+    made = course(one_block)
 
     def spoil(module: Any, given: Any, out: torch.Tensor) -> torch.Tensor:
         out = out.clone()
@@ -171,7 +171,7 @@ def test_heads_and_positions_are_named(small: pl.CkptedTransformer) -> None:
         return out
 
     made.blocks[0].attn.qkv_proj.register_forward_hook(spoil)
-    found = pl.compare(small, made, IDS).first_divergence
+    found = pl.compare(one_block, made, IDS).first_divergence
     assert found is not None
     assert (found.where, found.heads, found.positions) == ("blocks.0.attn.ckpt_q", (1,), (3,))
 
@@ -224,11 +224,11 @@ def test_a_parameter_and_a_mistake_are_both_told(small: pl.CkptedTransformer) ->
     assert any("activation function gelu instead" in note for note in report.notes)
 
 
-def test_a_head_that_is_not_tied(small: pl.CkptedTransformer) -> None:
+def test_a_head_that_is_not_tied(one_block: pl.CkptedTransformer) -> None:
     class Untied(torch.nn.Module):
         def __init__(self, head: torch.Tensor) -> None:
             super().__init__()
-            self.body, self.out = course(small), torch.nn.Linear(24, 53, bias=False)
+            self.body, self.out = course(one_block), torch.nn.Linear(24, 53, bias=False)
             self.out.weight = torch.nn.Parameter(head)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -236,11 +236,11 @@ def test_a_head_that_is_not_tied(small: pl.CkptedTransformer) -> None:
             x = body.token_embedding(ids) + body.pos_embedding(torch.arange(ids.size(1)))
             return self.out(body.ln(body.blocks(x)))
 
-    W_E = small.embed.W_E.detach()
-    equal = pl.compare(small, Untied(W_E.clone()), IDS)
+    W_E = one_block.embed.W_E.detach()
+    equal = pl.compare(one_block, Untied(W_E.clone()), IDS)
     assert equal, equal
-    near = pl.compare(small, Untied(W_E + 0.01 * torch.randn_like(W_E)), IDS)
-    other = pl.compare(small, Untied(torch.randn_like(W_E)), IDS)
+    near = pl.compare(one_block, Untied(W_E + 0.01 * torch.randn_like(W_E)), IDS)
+    other = pl.compare(one_block, Untied(torch.randn_like(W_E)), IDS)
     for report in (near, other):
         assert report.verdict == "different"
         assert report.first_divergence is not None
@@ -250,8 +250,8 @@ def test_a_head_that_is_not_tied(small: pl.CkptedTransformer) -> None:
 
 
 @pytest.mark.parametrize("which", support.few_of(["q", "v", "O"], "q", "O"))
-def test_heads_permuted_in_one_place_only(which: str, small: pl.CkptedTransformer) -> None:
-    made = course(small)
+def test_heads_permuted_in_one_place_only(which: str, one_block: pl.CkptedTransformer) -> None:
+    made = course(one_block)
     for block in made.blocks:
         with torch.no_grad():
             if which == "O":
@@ -262,28 +262,28 @@ def test_heads_permuted_in_one_place_only(which: str, small: pl.CkptedTransforme
                 for parameter in (block.attn.qkv_proj.weight, block.attn.qkv_proj.bias):
                     part = parameter["qkv".index(which) * 24 :][:24]
                     part.copy_(part.clone().view(3, 8, -1).flip(0).reshape(part.shape))
-    report = pl.compare(small, made, IDS)
+    report = pl.compare(one_block, made, IDS)
     assert report.verdict == "different", report
 
 
-def test_extra_parameters_are_not_passed_over(small: pl.CkptedTransformer) -> None:
-    made = course(small)
+def test_extra_parameters_are_not_passed_over(one_block: pl.CkptedTransformer) -> None:
+    made = course(one_block)
     made.temperature = torch.nn.Parameter(torch.tensor(1.7))
     made.register_forward_hook(lambda module, given, out: out * module.temperature / module.temperature)
-    report = pl.compare(small, made, IDS)
+    report = pl.compare(one_block, made, IDS)
     assert report.verdict == "inconclusive"
     assert report.alignment.unexplained == ("temperature",)
     made.out_bias = torch.nn.Parameter(torch.randn(53))
     made.register_forward_hook(lambda module, given, out: out + module.out_bias)
-    report = pl.compare(small, made, IDS)
+    report = pl.compare(one_block, made, IDS)
     assert report.verdict == "different"
     assert "a bias on the head: out_bias" in str(report.first_divergence)
 
 
-def test_a_missing_parameter_is_never_a_pass(small: pl.CkptedTransformer) -> None:
-    made = course(small)
+def test_a_missing_parameter_is_never_a_pass(one_block: pl.CkptedTransformer) -> None:
+    made = course(one_block)
     made.ln.bias = None
     made.ln.forward = lambda x: torch.nn.functional.layer_norm(x, (24,), made.ln.weight, None, 1e-5)
-    report = pl.compare(small, made, IDS)
+    report = pl.compare(one_block, made, IDS)
     assert not report
     assert "ln_final.b" in str(report)
