@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
@@ -40,7 +41,9 @@ def _imported_here() -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """One Ray for all tests here, which stays when `capture` has joined it; nodes can be added and removed."""
-    made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    about = {"num_cpus": 2, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    about["_system_config"] = {"worker_niceness": 0}  # else whatever runs beside the tests comes first
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args=about)
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     yield made
     ray.shutdown()
@@ -72,6 +75,67 @@ def begun(whole: Path, tmp_path: Path) -> Path:
 def captured(path: Any, model: Any = None, **changes: Any) -> Any:
     about = {"names": NAMES, "batch_tokens": 16, "engine": "ray", **changes}
     return pl.corpus.capture(support.glass() if model is None else model, TEXTS, path=path, **about)
+
+
+class Failed(Exception):
+    """What Ray's error of a task holds."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+def in_this_process() -> Any:
+    """What the library calls of Ray, without processes: all begin, and of what they are given the last is done first.
+
+    What would go from one process to another is pickled as Ray does it.
+    """
+
+    def sent(value: Any) -> Any:
+        return ray.cloudpickle.loads(ray.cloudpickle.dumps(value))
+
+    def begun(made: type, *given: Any) -> Any:
+        worker = made(*map(sent, given))
+
+        def asked(name: str) -> Any:
+            return SimpleNamespace(remote=lambda *piece: functools.partial(getattr(worker, name), *map(sent, piece)))
+
+        return SimpleNamespace(begin=asked("begin"), do=asked("do"))
+
+    def wait(tasks: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        *others, ended = sorted(tasks, key=lambda task: task.func.__name__ == "begin")
+        return [ended], others
+
+    def get(task: Any) -> Any:
+        try:
+            return sent(task())
+        except Exception as error:
+            raise Failed(sent(error)) from error
+
+    return SimpleNamespace(
+        is_initialized=lambda: True, nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2}}], put=lambda held: held,
+        remote=lambda **_: lambda made: SimpleNamespace(remote=functools.partial(begun, made)),
+        wait=wait, get=get, kill=lambda worker: None,
+        exceptions=SimpleNamespace(RayTaskError=Failed, RayError=OSError),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def processes(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Ray with its processes, or what does all of it in this one."""
+    if request.param == "of Ray":
+        request.getfixturevalue("cluster")
+        yield ray
+        return
+    here = in_this_process()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_workers, "need", lambda *_: here)
+        yield here
+
+
+by_all_processes = pytest.mark.parametrize(
+    "processes", support.few_of(["this one", "of Ray"], "this one"), indirect=True
+)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -168,8 +232,9 @@ def test_a_store_that_others_do_not_see(cluster: Any, tmp_path: Path) -> None:
     assert captured(f"memory://{tmp_path.name}/a.zarr", engine="local").is_complete
 
 
-def test_control_c(cluster: Any, whole: Path, begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, waited = ray.wait, []
+@by_all_processes
+def test_control_c(processes: Any, whole: Path, begun: Path) -> None:
+    plain, kill, waited, killed = processes.wait, processes.kill, [], []
 
     def wait(*args: Any, **about: Any) -> Any:
         waited.append(args)
@@ -177,10 +242,12 @@ def test_control_c(cluster: Any, whole: Path, begun: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
         return plain(*args, **about)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ray, "wait", wait)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "wait", wait)
+        patch.setattr(processes, "kill", lambda worker: (killed.append(worker), kill(worker)))
         with pytest.raises(KeyboardInterrupt, match="keeps what is whole"):
             captured(begun, workers=1)
+    assert len(killed) == 1, "no process stays"
     assert 0 < len(pl.corpus.open(begun).parts) < pl.corpus.open(whole).plan.parts
     captured(begun, engine="local")
     assert content(begun) == content(whole)
@@ -320,8 +387,9 @@ def statistics() -> list[Any]:
     ]
 
 
+@by_all_processes
 @pytest.mark.parametrize("workers", support.few_of([1, 2], 2))
-def test_a_stream_gives_the_bits_of_one_process(cluster: Any, tmp_path: Path, workers: int) -> None:
+def test_a_stream_gives_the_bits_of_one_process(processes: Any, tmp_path: Path, workers: int) -> None:
     """Also where it goes on after a text that could not be run; the error says which."""
     model, texts = support.glass(), [*TEXTS[:9], TEXTS[5], TEXTS[0]]
     alone = pl.measure.stream(model, texts, statistics(), batch_size=2)
@@ -379,5 +447,5 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[..., None]]] = {
 @pytest.mark.parametrize("what", MUTANTS)
 def test_a_mistake_is_noticed(what: str, cluster: Any, whole: Path, begun: Path, tmp_path: Path) -> None:
     owner, name, broken, check = MUTANTS[what]
-    given = {"cluster": cluster, "whole": whole, "begun": begun, "tmp_path": tmp_path, "workers": 2}
+    given = {"cluster": cluster, "processes": ray, "whole": whole, "begun": begun, "tmp_path": tmp_path, "workers": 2}
     must_be_noticed((owner, name, broken, check), *(given[name] for name in inspect.signature(check).parameters))
