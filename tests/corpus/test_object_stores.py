@@ -81,6 +81,11 @@ def captured(options: Any, path: Any = f"s3://{BUCKET}/a.zarr", texts: Any = TEX
     return pl.corpus.capture(shared(), texts, path=path, **about)
 
 
+def briefly(options: Any, *path: Any) -> Any:
+    """The same of few parts, where it does not matter how many there are."""
+    return captured(options, *path, texts=TEXTS[:2])
+
+
 def objects_of(options: Any, root: str = f"{BUCKET}/a.zarr") -> dict[str, bytes]:
     """Everything under a prefix."""
     files = fsspec.filesystem("s3", **options)
@@ -176,18 +181,18 @@ def _writer(options: Any, **said: Any) -> None:
 def test_another_writer_is_noticed(begun: bool, options: Any) -> None:
     """On another machine while it says so from time to time, on this one while its process is there."""
     if begun:
-        captured(options)
+        briefly(options)
     here = objects.atomic.HOST
     for said in ({}, {"host": here, "pid": os.getppid()}):
         _writer(options, **said)
         with pytest.raises(pl.InputError, match="another process writes") as caught:
-            captured(options)
+            briefly(options)
         assert caught.value.code == "corpus-busy"
     child = killed.in_a_child(lambda: None)
     os.waitpid(child, 0)
     for said in ({"until": time.time() - 1}, {"host": here, "pid": child}, {"host": here, "until": 0}):
         _writer(options, **said)
-        assert captured(options).is_complete
+        assert briefly(options).is_complete
         assert f"/{objects.WRITER}" not in objects_of(options)
 
 
@@ -227,7 +232,7 @@ def test_nothing_is_left_of_a_beginning_that_failed(options: Any, monkeypatch: p
 
 
 def test_a_reading_that_fails_for_good(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = captured(options)
+    made = briefly(options)
 
     async def gone(self: Any, *args: Any, **kwargs: Any) -> Any:
         raise OSError("the network is gone")
@@ -256,21 +261,21 @@ def _with_environment(options: Any) -> None:
 
 
 def _without_keys(options: Any) -> Any:
-    return captured({"endpoint_url": options["endpoint_url"]})
+    return briefly({"endpoint_url": options["endpoint_url"]})
 
 
 def _unheard(options: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objects, "TRIES", 1)
         once = {"retries": {"max_attempts": 1}}
-        return captured({**options, "endpoint_url": "http://127.0.0.1:9", "config_kwargs": once})
+        return briefly({**options, "endpoint_url": "http://127.0.0.1:9", "config_kwargs": once})
 
 
 def _elsewhere(options: Any, make: bool = False) -> Any:
     if make:
         fsspec.filesystem("s3", **options).mkdir("another")
     try:
-        return captured(options, "s3://another/a.zarr")
+        return briefly(options, "s3://another/a.zarr")
     finally:
         if make:
             fsspec.filesystem("s3", **options).rm("another", recursive=True)
@@ -278,17 +283,17 @@ def _elsewhere(options: Any, make: bool = False) -> Any:
 
 REMEDIES: dict[str, list[Case]] = {
     "corpus-access": [
-        Case(_without_keys, "Give storage_options with the 'key' and 'secret'", captured),
+        Case(_without_keys, "Give storage_options with the 'key' and 'secret'", briefly),
         Case(_without_keys, "and begin again in a new process", _with_environment),
     ],
     "corpus-bucket": [
         Case(_elsewhere, "Make the bucket first", lambda options: _elsewhere(options, make=True)),
-        Case(_elsewhere, "give one that is there", captured),
+        Case(_elsewhere, "give one that is there", briefly),
     ],
-    "corpus-network": [Case(_unheard, "the endpoint_url in storage_options", captured)],
+    "corpus-network": [Case(_unheard, "the endpoint_url in storage_options", briefly)],
     "corpus-address": [
-        Case(lambda options: captured(options, "s4://glass/a.zarr"), "such as 's3://bucket/acts.zarr'", captured),
-        Case(lambda options: captured(options, Path("s3://glass/a.zarr")), "as a str: 's3://glass/a.zarr'", captured),
+        Case(lambda options: briefly(options, "s4://glass/a.zarr"), "such as 's3://bucket/acts.zarr'", briefly),
+        Case(lambda options: briefly(options, Path("s3://glass/a.zarr")), "as a str: 's3://glass/a.zarr'", briefly),
     ],
 }  # fmt: skip
 
