@@ -127,7 +127,7 @@ def test_rows_are_mixed_evenly_within_the_stated_window(store: Any) -> None:
     assert store.loader(1, window=10**9).window == store.plan.rows
     assert store.loader(1, window=1).window == store.plan.part_rows
     places: dict[int, list[int]] = {}
-    for seed in range(200):
+    for seed in range(100):
         rows = next(iter(store.loader(size, seed=seed, window=size))).rows.tolist()
         for at, row in enumerate(rows):
             places.setdefault(row, []).append(at)

@@ -323,7 +323,7 @@ def test_it_goes_on_after_kills_at_any_moment(tmp_path: Path) -> None:
     captured(whole, **about)
     took = time.monotonic() - begun
     generator = random.Random(0)
-    for _ in range(20):
+    for _ in range(8):
         child = killed.in_a_child(lambda: captured(path, **about))
         time.sleep(generator.uniform(0, took))
         os.kill(child, signal.SIGKILL)

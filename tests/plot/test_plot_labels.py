@@ -37,7 +37,7 @@ def test_labels_of_tokens(token: str, shown: str) -> None:
 
 
 @given(st.text(max_size=canvas.LONGEST))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_tokens_look_as_they_do_on_the_command_line(token: str) -> None:
     known = canvas._characters(tuple(mpl.rcParams["font.family"]))
     expected = "".join(c if ord(c) in known else canvas.NO_GLYPH for c in visible(token))

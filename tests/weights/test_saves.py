@@ -200,7 +200,7 @@ def test_savers_at_the_same_time_and_a_reader_among_them(tmp_path: Path):
     with pytest.MonkeyPatch.context() as patch:
         slow_renames(patch)  # in the children; the reader renames nothing
         children = [
-            in_a_child(lambda saved=saved: [saved.save_pretrained(tmp_path) for _ in range(25)])
+            in_a_child(lambda saved=saved: [saved.save_pretrained(tmp_path) for _ in range(12)])
             for saved in (ONE, TWO, model(3, reads=False))
         ]
     running = set(children)
