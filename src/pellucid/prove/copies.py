@@ -9,6 +9,7 @@ values.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -19,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from pellucid.family.json_config import Config
 from pellucid.numerics.dispatch import DispatchMode
@@ -224,15 +224,30 @@ class _Widened(DispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
-        if any(argument.alias_info is not None for argument in func._schema.arguments):  # views, and writing in place
+        if _is_view_or_in_place(func):
             return func(*args, **given)
-        return func(*tree_map(_widened, args), **tree_map(_widened, given))
+        return func(*_wide(args, _SINGLE), **_wide(given, _SINGLE))
 
 
-def _widened(value: Any) -> Any:
+_SINGLE = frozenset({torch.float32})
+
+
+@functools.cache  # torch makes its description of an operation anew for whoever asks, which takes longer than most do
+def _is_view_or_in_place(operation: Any) -> bool:
+    return any(argument.alias_info is not None for argument in operation._schema.arguments)
+
+
+def _wide(value: Any, narrow: frozenset[torch.dtype]) -> Any:
+    """Tensors of these dtypes, and the dtypes themselves, as float64."""
     if isinstance(value, Tensor):
-        return value.double() if value.dtype == torch.float32 else value
-    return torch.float64 if value == torch.float32 and isinstance(value, torch.dtype) else value
+        return value.double() if value.dtype in narrow else value
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value in narrow else value
+    if type(value) in (tuple, list):
+        return type(value)(_wide(item, narrow) for item in value)
+    if type(value) is dict:
+        return {key: _wide(item, narrow) for key, item in value.items()}
+    return value
 
 
 _VIEWS = frozenset(
@@ -282,18 +297,7 @@ class _Rewritten(TorchFunctionMode):
         if func in _LOOKUPS:
             return func(*args, **given).double()
         func = torch.Tensor.double if _CASTS.get(func) in self.narrow else func
-        return func(*self._wide(args), **self._wide(given))
-
-    def _wide(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.double() if value.dtype in self.narrow else value
-        if isinstance(value, torch.dtype):
-            return torch.float64 if value in self.narrow else value
-        if type(value) in (tuple, list):
-            return type(value)(self._wide(item) for item in value)
-        if type(value) is dict:
-            return {key: self._wide(item) for key, item in value.items()}
-        return value
+        return func(*_wide(args, self.narrow), **_wide(given, self.narrow))
 
 
 def without_units(model: CkptedTransformer, units: list[str]) -> CkptedTransformer:
