@@ -182,7 +182,7 @@ def test_longer_and_shorter_tables_of_positions(name: str, places: int, small: p
 @pytest.mark.parametrize("name", support.few_of(["course", "monolith", "einsum", "nano"], "course", "einsum"))
 def test_a_padded_vocabulary(name: str) -> None:
     """Padded to as many ids as there are positions, so that both tables have one shape."""
-    small = support.glass(**{**SMALL, "n_positions": 64})
+    small = support.glass(**{**SMALL, "n_positions": 64, "n_layer": 2})
     table = torch.cat([small.embed.W_E.detach(), torch.randn(11, 24)])
     other = pl.CkptedTransformer(small.config.replace(vocab_size=64), {**small.state_dict(), "embed.W_E": table}).eval()
     report = pl.compare(small, RIGHTS[name](other), IDS)
