@@ -285,9 +285,7 @@ MIXES = {
 
 
 @pytest.mark.parametrize("words", MIXES)
-def test_rows_and_heads_that_are_mixed_up(
-    words: str, small: pl.CkptedTransformer, one: pl.CkptedTransformer
-) -> None:
+def test_rows_and_heads_that_are_mixed_up(words: str, small: pl.CkptedTransformer, one: pl.CkptedTransformer) -> None:
     model, blocks = (small, (1,)) if "block 1" in words else (one, None)
     assert words in cause_of(pl.compare(model, with_attention(course(model), mixing(MIXES[words]), blocks), IDS))
 

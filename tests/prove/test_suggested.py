@@ -67,9 +67,7 @@ TRIED = ("z of head 2 multiplied by 0.3, in block 1 only (", "scores of head 2 m
 
 
 @pytest.mark.parametrize("words", support.few_of(ATTENTIONS, *TRIED))
-def test_attention_with_a_number_of_its_own(
-    words: str, small: pl.CkptedTransformer, one: pl.CkptedTransformer
-) -> None:
+def test_attention_with_a_number_of_its_own(words: str, small: pl.CkptedTransformer, one: pl.CkptedTransformer) -> None:
     changes, blocks = ATTENTIONS[words]
     model = small if blocks else one
     found = cause_of(pl.compare(model, with_attention(course(model), attending(**changes), blocks), IDS))
