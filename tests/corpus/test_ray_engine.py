@@ -77,7 +77,7 @@ def captured(path: Any, model: Any = None, **changes: Any) -> Any:
     return pl.corpus.capture(support.glass() if model is None else model, TEXTS, path=path, **about)
 
 
-class Failed(Exception):
+class FailedTaskError(Exception):
     """What Ray's error of a task holds."""
 
     def __init__(self, cause: Exception) -> None:
@@ -110,13 +110,13 @@ def in_this_process() -> Any:
         try:
             return sent(task())
         except Exception as error:
-            raise Failed(sent(error)) from error
+            raise FailedTaskError(sent(error)) from error
 
     return SimpleNamespace(
         is_initialized=lambda: True, nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2}}], put=lambda held: held,
         remote=lambda **_: lambda made: SimpleNamespace(remote=functools.partial(begun, made)),
         wait=wait, get=get, kill=lambda worker: None,
-        exceptions=SimpleNamespace(RayTaskError=Failed, RayError=OSError),
+        exceptions=SimpleNamespace(RayTaskError=FailedTaskError, RayError=OSError),
     )  # fmt: skip
 
 

@@ -283,7 +283,7 @@ def test_wrong_models_are_named_where_they_first_differ(
 
 
 def test_what_raises_becomes_a_sentence(reference: pl.CkptedTransformer) -> None:
-    """Without a reference it is the bundled model, whose weights it holds: else running it would not be what is said."""
+    """Without a reference it is the bundled model, whose weights it holds: else no run would be spoken of."""
     result = check_pretrained(loaded(reference, ("for block in self.blocks:", "for block in self.layers:")))
     assert not result
     assert "AttributeError" in str(result.mistake)
