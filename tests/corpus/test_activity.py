@@ -54,6 +54,7 @@ def whole(store: Any, name: str, encoder: Any) -> np.ndarray[Any, Any]:
 CASES: dict[str, tuple[str, Any, Any]] = {
     "all of a stream": (NAME, None, None), "some of the heads": (HEADS, [3, 0, 40], None),
     "features": (NAME, None, encode), "some features": (NAME, [5, 2], encode),
+    "a number of torch": (NAME, torch.tensor(5), None),
 }  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def test_the_strongest_examples(case: str, store: Any) -> None:
     name, units, encoder = CASES[case]
     found = pl.corpus.examples(store, name, units, encode=encoder, count=6, around=3)
     activations = whole(store, name, encoder)
-    assert found.unit.values.tolist() == ([*range(activations.shape[1])] if units is None else units)
+    assert found.unit.values.tolist() == ([*range(activations.shape[1])] if units is None else np.ravel(units).tolist())
     borders = np.cumsum([0, *map(len, TEXTS)])
     ids = np.concatenate(TEXTS)
     for unit in found.unit.values:
@@ -160,6 +161,12 @@ REMEDIES: dict[str, list[Case]] = {
     "corpus-encode": [
         Case(lambda h: pl.corpus.densities(h.store, NAME, encode=lambda values: encode(values).sum()),
              "a row for each", lambda h: pl.corpus.densities(h.store, NAME, encode=encode)),
+        Case(lambda h: pl.corpus.densities(h.store, NAME, encode="sae"),
+             "a function of a block", lambda h: pl.corpus.densities(h.store, NAME, encode=encode)),
+    ],
+    "tokenizer-kind": [
+        Case(lambda h: pl.corpus.examples(h.store, NAME, [5], tokenizer="gpt2"), "pl.load(name).tokenizer",
+             lambda h: pl.corpus.examples(h.store, NAME, [5], tokenizer=pl.load().tokenizer)),
     ],
     "corpus-units": [
         Case(lambda h: pl.plot.examples(_examples(h, [5, 2])), "table.sel(unit=5)",

@@ -102,10 +102,12 @@ def test_an_error_names_the_call_and_the_texts() -> None:
     with pytest.raises(pl.InputError, match=r"^capture, texts 2 to 3: ") as caught:
         feed(support.glass(), [[1], [2], [3], []], Values(), batch_size=2, by="capture")
     assert caught.value.code == "empty-text"
-    for texts in ("a text", 5):
+    for texts in ("a text", 5, {"text": [1, 2]}):
         with pytest.raises(pl.InputError, match=r"^capture: texts=") as caught:
             feed(support.glass(), texts, Values(), batch_size=2, by="capture")  # type: ignore[arg-type]
         assert caught.value.code == "texts-kind"
+    with pytest.raises(pl.InputError, match="text 0: set, expected a text or a row of ids"):
+        corpus.sink.Progress().add({1, 2})
 
 
 def test_no_texts_are_an_error_and_nothing_is_kept() -> None:

@@ -265,6 +265,9 @@ def test_a_simulation_cuts_as_the_store_is_cut(tmp_path: Path, monkeypatch: pyte
     three = pl.corpus.simulate(shared(), NAMES, 50 * 64, workers=3, tokens_per_second=100)
     assert (three.rounds, three.idle) == (2, 1 - 4 / 6)
     assert three.bytes_per_second == 3 * 100 * store.plan.row_bytes
+    assert pl.corpus.simulate(shared(), NAMES, 10, 1, 100, dtype=torch.bfloat16).plan.dtype == "bfloat16"
+    with pytest.raises(pl.UnknownNameError, match=r"names=\[\], expected one or more"):
+        pl.corpus.simulate(shared(), [], 10, 1, 100)
 
 
 @pytest.mark.remedy("corpus-speed")
@@ -448,11 +451,23 @@ def test_what_cannot_be_captured(case: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "nothing is left"
 
 
+def test_numbers_that_float16_cannot_hold(tmp_path: Path) -> None:
+    model, name = support.glass(), "blocks.0.resid_pre"
+    with torch.no_grad():
+        model.embed.W_E.mul_(1e8)
+    with pytest.raises(pl.InputError, match=rf"{name} holds .* which float16 cannot") as caught:
+        pl.corpus.capture(model, TEXTS, name, tmp_path / "a.zarr", dtype="float16")
+    assert caught.value.code == "corpus-dtype"
+    assert pl.corpus.capture(model, TEXTS, name, tmp_path / "b.zarr", dtype="bfloat16").is_complete
+
+
 def test_long_texts_are_split_on_request(tmp_path: Path) -> None:
     model = shared()
     size = model.schema.sizes["n_ctx"]
     long = support.some_ids(1, 2 * size + 3)[0].tolist()
-    store = captured(tmp_path / "a.zarr", [[5, 6], long, [7]], names="blocks.1.resid_post", long_texts="split")
+    store = captured(
+        tmp_path / "a.zarr", [[5, 6], torch.tensor([long]), [7]], names="blocks.1.resid_post", long_texts="split"
+    )
     pieces = [[5, 6], long[:size], long[size : 2 * size], long[2 * size :], [7]]
     check_rows(store, model, pieces, 1e-5)
     assert [text.number for text in store.texts] == [0, 1, 1, 1, 2]

@@ -370,6 +370,7 @@ def test_a_bar_with_rate_and_time_left(
 BAD = [
     ("a text", {}, "texts-kind"),
     (5, {}, "texts-kind"),
+    ({"text": ["a column, whose name would be read"]}, {}, "texts-kind"),
     ([], {}, "no-texts"),
     (TEXTS, {"statistics": []}, "statistics-kind"),
     (TEXTS, {"statistics": Moments("resid_post")}, "statistics-kind"),

@@ -13,7 +13,7 @@ from pellucid.names.calls import named_arguments
 if TYPE_CHECKING:
     from pellucid.corpus.activity import densities as densities
     from pellucid.corpus.activity import examples as examples
-    from pellucid.corpus.simulation import simulate as simulate
+    from pellucid.corpus.plan import simulate as simulate
     from pellucid.corpus.store import Store as Store
     from pellucid.corpus.store import open as open  # noqa: A004 (the contract's name)
     from pellucid.corpus.text_files import read as read
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "capture": "writing", "densities": "activity", "estimate": "writing", "examples": "activity", "open": "store",
-    "read": "text_files", "simulate": "simulation", "Store": "store",
+    "read": "text_files", "simulate": "plan", "Store": "store",
 }  # fmt: skip
 
 __all__ = ["Store", "capture", "densities", "estimate", "examples", "open", "read", "simulate"]

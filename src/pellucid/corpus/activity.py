@@ -5,7 +5,7 @@ Both read the store from end to end, a block of rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.check import require_whole
+from pellucid.check import as_python, require_whole
 from pellucid.corpus.identity import reopened
 from pellucid.corpus.place import chunk_key
 from pellucid.corpus.store import Store
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
+from pellucid.text.tokenizer_files import Tokenizes, no_tokenizer
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -207,7 +208,7 @@ def _blocks(store: Store, name: str, encode: Encode | None) -> Iterator[tuple[in
 @torch.no_grad()
 def _activations(values: Tensor, encode: Encode | None) -> Tensor:
     """[rows, F]."""
-    found = values.float() if encode is None else encode(values.float())
+    found: Any = values.float() if encode is None else encode(values.float()) if callable(encode) else encode
     if not isinstance(found, Tensor) or found.dim() < 2 or len(found) != len(values):
         shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
@@ -241,15 +242,16 @@ def _read(
 def _units(units: Sequence[int] | None, count: int) -> list[int]:
     if units is None:
         return [*range(count)]
-    several = units if isinstance(units, Iterable) else [units]
-    given = [require_whole("units", unit, at_most=count - 1) for unit in several]
-    if not given:
+    given = as_python(units)
+    several = given if isinstance(given, tuple) else (given,)
+    chosen = [require_whole("units", unit, at_most=count - 1) for unit in several]
+    if not chosen:
         raise InputError(
             "corpus: units=[], expected at least one number.",
             code="corpus-no-units",
             remedy="Give the numbers of some units, or units=None for all.",
         )
-    return given
+    return chosen
 
 
 def _speller(store: Store, tokenizer: Any) -> Callable[[int], str]:
@@ -258,4 +260,6 @@ def _speller(store: Store, tokenizer: Any) -> Callable[[int], str]:
         remedy = "Give what spells its tokens: tokenizer=model.tokenizer."
         model = store.model if store.model is not None else reopened(store.provenance, remedy)
         tokenizer = model.tokenizer
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizes):
+        raise no_tokenizer(tokenizer, "a tokenizer")
     return str if tokenizer is None else lambda i: tokenizer.decode([i])

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pellucid.check import require_whole
-from pellucid.corpus.place import chunk_key
+from pellucid.corpus.place import chunk_key, unfinished
 from pellucid.corpus.plan import CorpusPlan
 from pellucid.corpus.ray_workers import machine_of
 from pellucid.corpus.sink import CapturingModel
@@ -141,7 +141,7 @@ class Verification:
         return not self.unequal and not self.damaged
 
     def __repr__(self) -> str:
-        verdict = "equal to the bit" if self else f"{len(self.unequal):,} values of rows are not equal"
+        verdict = "equal to the bit" if not self.unequal else f"{len(self.unequal):,} values of rows are not equal"
         said = f"{self.rows:,} rows of {self.parts:,} parts, run again in {self.batches:,} batches: {verdict}"
         if self.damaged:
             said += f"; {len(self.damaged):,} chunks are not as they were written, the first {self.damaged[0]}"
@@ -155,11 +155,7 @@ def recomputed(store: Store, rows: Any, model: Any, seed: Any) -> Verification:
     count = require_whole("rows", rows, at_least=1)
     plan, there = store.plan, store.parts
     if not there:
-        raise InputError(
-            f"corpus: nothing is in {store.place} yet, so nothing can be compared.",
-            code="corpus-unfinished",
-            remedy="Call pl.corpus.capture again with the same arguments: it makes what is missing.",
-        )
+        raise unfinished(f"nothing is in {store.place} yet, so nothing can be compared")
     model = reopened(store.provenance) if model is None else model
     require_same(store.provenance, model, str(store.place))
     missing = plan.parts - len(there)

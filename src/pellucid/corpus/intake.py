@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.check import as_number
 from pellucid.corpus.place import chunk_key
-from pellucid.corpus.sink import CapturingModel, fingerprint
+from pellucid.corpus.sink import CapturingModel, fingerprint, several_texts
 from pellucid.errors import InputError, PellucidError
+from pellucid.text.ids import table
 
 SAMPLE = 4096
 """Tokens of the first texts that are kept to measure how long a run takes."""
@@ -115,8 +115,8 @@ class Intake:
         """Write all texts, and return what tells them, in their order, from others."""
         all_of_it = hashlib.sha256()
         self.offsets.extend([0])
-        for number, text in enumerate(listed(texts)):
-            digest = fingerprint_of(text, number)
+        for number, text in enumerate(several_texts(texts, "corpus")):
+            digest = fingerprint(text, number, "corpus")
             all_of_it.update(digest)
             for ids in self._pieces(text, number):
                 if self.tokens.length < SAMPLE:
@@ -143,7 +143,7 @@ class Intake:
         except PellucidError as error:
             if error.code != "too-long" or not self._split:
                 raise _about(number, error) from error
-            ids = self._model.tokenizer.encode(text) if isinstance(text, str) else [int(i) for i in text]
+            ids = self._model.tokenizer.encode(text) if isinstance(text, str) else table(text)[0].tolist()
             size = self._model.schema.sizes["n_ctx"]
             for start in range(0, len(ids), size):
                 yield self._ids(ids[start : start + size])
@@ -163,35 +163,9 @@ def _about(number: int, error: PellucidError) -> PellucidError:
     return type(error)(f"corpus, text {number}: {error.message}", code=error.code, remedy=remedy)
 
 
-def listed(texts: Iterable[Any]) -> Iterable[Any]:
-    """Texts, unless a single one was given."""
-    no_list = isinstance(texts, (str, bytes, Mapping)) or hasattr(texts, "columns")  # of a table, names would be read
-    if no_list or not isinstance(texts, Iterable):
-        raise InputError(
-            f"corpus: texts={type(texts).__name__}, expected a list or another iterable of texts.",
-            code="texts-kind",
-            remedy="Put a single text into a list, give the column of a table; pl.corpus.read(path) reads files.",
-        )
-    return texts
-
-
 def digest_of(texts: Iterable[Any]) -> str:
     """What tells texts, in their order, from others, as `Intake.read` returns it; nothing is written."""
     all_of_it = hashlib.sha256()
-    for number, text in enumerate(listed(texts)):
-        all_of_it.update(fingerprint_of(text, number))
+    for number, text in enumerate(several_texts(texts, "corpus")):
+        all_of_it.update(fingerprint(text, number, "corpus"))
     return all_of_it.hexdigest()
-
-
-def fingerprint_of(text: Any, number: int) -> bytes:
-    """The SHA-256 of a text or of its ids."""
-    try:
-        if as_number(text) is not None:  # of a row of ids that should be in a list
-            raise TypeError
-        return fingerprint(text)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"corpus, text {number}: {type(text).__name__}, expected a text or a row of ids.",
-            code="texts-kind",
-            remedy="Give texts as str, or rows of token ids as lists of whole numbers; a single row goes into a list.",
-        ) from error

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from pellucid.check import require_whole
-from pellucid.corpus.place import chunk_key
-from pellucid.errors import InputError
+from pellucid.corpus.place import chunk_key, unfinished
 
 if TYPE_CHECKING:
     from pellucid.corpus.store import Store
@@ -85,11 +84,7 @@ class Loader:
             parts = max(1, require_whole("window", window, at_least=1) // store.plan.part_rows)
             held = min(parts * store.plan.part_rows, store.plan.rows)
         if not store.is_complete:
-            raise InputError(
-                f"corpus: {store.place} is not finished.",
-                code="corpus-unfinished",
-                remedy="Call pl.corpus.capture again with the same arguments: it makes what is missing.",
-            )
+            raise unfinished(f"{store.place} is not finished")
         return cls(store, size, shuffle, require_whole("seed", seed), held)
 
     def __len__(self) -> int:

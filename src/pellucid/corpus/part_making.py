@@ -23,6 +23,7 @@ from torch import Tensor
 from pellucid.corpus.place import BegunChunk, StorePlace, chunk_key
 from pellucid.corpus.plan import CorpusPlan, TextSpan, batches, beneath, is_packed
 from pellucid.corpus.sink import CapturingModel
+from pellucid.errors import InputError
 from pellucid.family.network import Run
 from pellucid.family.part import has_native_hooks, submodules
 from pellucid.run.region import Region
@@ -179,7 +180,7 @@ class PartWriter:
 
     def write(self, rows: dict[str, Pieces]) -> None:
         """Write rows; those never written are zero."""
-        data = {name: self._bytes(pieces) for name, pieces in rows.items()}
+        data = {name: self._bytes(name, pieces) for name, pieces in rows.items()}
         for _ in self._writers.map(lambda name: self._chunks[name].write(data[name]), data):
             pass
         self._unsettled += sum(len(piece) for pieces in data.values() for _, piece in pieces)
@@ -188,10 +189,13 @@ class PartWriter:
                 self._settling.result()  # an error of a disk is told once: no later flush would say that rows were lost
             self._unsettled, self._settling = 0, self._threads.submit(self._settle)
 
-    def _bytes(self, pieces: Pieces) -> list[tuple[int, memoryview]]:
+    def _bytes(self, name: str, pieces: Pieces) -> list[tuple[int, memoryview]]:
         """Rows as they lie in a chunk, each piece with its first byte there."""
         dtype = getattr(torch, self._plan.dtype)
-        stored = [(first, rows.detach().to("cpu", dtype).reshape(len(rows), -1)) for first, rows in pieces]
+        given = [(first, rows.detach().cpu()) for first, rows in pieces]
+        stored = [(first, rows.to(dtype).reshape(len(rows), -1)) for first, rows in given]
+        if dtype == torch.float16:  # of the dtypes, the one that ends at 65,504
+            _require_finite(name, [rows for _, rows in given], [rows for _, rows in stored])
         return [
             (first * rows.shape[1] * dtype.itemsize, rows.reshape(-1).view(torch.uint8).numpy().data)
             for first, rows in stored
@@ -223,6 +227,17 @@ class PartWriter:
             wait([self._settling])
         for chunk in self._chunks.values():
             chunk.drop()
+
+
+def _require_finite(name: str, given: Sequence[Tensor], stored: Sequence[Tensor]) -> None:
+    """Raise an error for numbers that became infinite as they were stored."""
+    for rows, kept in zip(given, stored, strict=True):
+        if bool(kept.isinf().any()) and bool((lost := kept.isinf().view(rows.shape) & rows.isfinite()).any()):
+            raise InputError(
+                f"corpus: {name} holds {rows[lost][0].item():.6g}, which float16 cannot.",
+                code="corpus-dtype",
+                remedy="Store it as 'bfloat16' or 'float32', at another path.",
+            )
 
 
 def entry(place: StorePlace, plan: CorpusPlan, part: int) -> dict[str, bytes] | None:

@@ -122,6 +122,15 @@ def busy(place: StorePlace) -> InputError:
     )
 
 
+def unfinished(what: str) -> InputError:
+    """The error for what is not there before a store is whole."""
+    return InputError(
+        f"corpus: {what}.",
+        code="corpus-unfinished",
+        remedy="Call pl.corpus.capture again with the same arguments: it makes what is missing.",
+    )
+
+
 MAKE_ROOM = "Make room, and make the same call again: it goes on with what is there."
 
 

@@ -1,5 +1,7 @@
 """How a corpus is cut: numbered parts of as many rows, each run in batches that are fixed by the plan.
 
+What a plan asks of many workers is computed; nothing is run.
+
 A row is one token. The texts are laid end to end, in their order; part `i` holds the rows from `i * part_rows` on. A
 text across a border is run for both parts. What a part holds depends on its own texts alone, so parts can be made in
 any order, by anybody, twice: their bytes are the same.
@@ -9,14 +11,23 @@ Texts of a batch lie beneath one another, those of about the same length togethe
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pellucid.check import as_number, require_one_of, require_whole
+from pellucid.errors import InputError, UnknownNameError, shown
+from pellucid.names.aliases import Names, selected
+from pellucid.schema import Axis, Schema
+
+BATCH_TOKENS = 4096
+"""The most tokens that run at once unless another number is asked for."""
 
 PART_BYTES = 256 * 2**20
 """Bytes of a part, all names together. For an object store two of them are in memory, one that is filled and one that
@@ -129,11 +140,43 @@ def lasting(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def part_rows_for(row_bytes: int, rows: int, longest: int) -> int:
-    """Rows of a part, for rows of so many bytes; parts are about equal, so that the last one wastes little."""
-    most = min(rows, max(PART_BYTES // row_bytes, TEXTS_IN_A_PART * longest))
-    parts = -(-rows // most)
-    return -(-rows // parts)
+def cut(plan: CorpusPlan) -> CorpusPlan:
+    """The plan with its rows in parts; these are about equal, so that the last one wastes little."""
+    most = min(plan.rows, max(PART_BYTES // plan.row_bytes, TEXTS_IN_A_PART * plan.longest))
+    parts = -(-plan.rows // most)
+    return replace(plan, part_rows=-(-plan.rows // parts))
+
+
+def columns_of(names: Names, schema: Schema) -> tuple[StoredValue, ...]:
+    """The places of some checkpoints in a store; raise an error for none, and for one without a row for each token."""
+    chosen = selected(names, schema)
+    if not chosen:
+        raise UnknownNameError(
+            f"corpus: names={shown(names)}, expected one or more.",
+            code="unknown-checkpoint",
+            remedy="Give a name or a pattern; `model.ckpt_names` lists all names.",
+        )
+    return tuple(_column_of(name, schema) for name in chosen)
+
+
+def _column_of(name: str, schema: Schema) -> StoredValue:
+    point = schema[name]
+    batch, pos, *others = point.axes
+    if (batch, pos) != (Axis.BATCH, Axis.POS):
+        raise InputError(
+            f"corpus: {name} has the axes {', '.join(point.axes)}, and so no row for each token alone.",
+            code="corpus-axes",
+            remedy="Leave out scores and patterns, whose length is that of their text; all other checkpoints can be "
+            "stored.",
+        )
+    return StoredValue(name, tuple(map(str, others)), tuple(schema.length_of(axis, point) for axis in others))
+
+
+def dtype_of(given: Any) -> str:
+    """What values are stored as, given by its name or as torch's dtype."""
+    stored = str(given).removeprefix("torch.")
+    require_one_of("corpus: dtype", stored, ITEM_BYTES, code="corpus-dtype")
+    return stored
 
 
 def batches(plan: CorpusPlan, part: int, offsets: Sequence[int] | NDArray[Any], first: int) -> Iterator[list[TextSpan]]:
@@ -181,3 +224,95 @@ def _packed(spans: Sequence[TextSpan], plan: CorpusPlan) -> Iterator[list[TextSp
     for number, group in groupby(placed, lambda span: span.row // each):
         batch = [replace(span, row=span.row - number * each) for span in group]
         yield from [batch] if is_packed(batch) else beneath(batch, plan.batch_tokens)
+
+
+class HasSchema(Protocol):
+    """A model, or the configuration of one."""
+
+    @property
+    def schema(self) -> Schema:
+        """Its checkpoints."""
+        ...
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How a plan goes on workers that are equally fast, each of which takes the next part when it has written one."""
+
+    plan: CorpusPlan  # what is stored
+    workers: int  # how many there are
+    tokens_per_second: float  # how many tokens each of them runs and writes in a second
+
+    @property
+    def rounds(self) -> int:
+        """Parts that the busiest worker makes."""
+        return math.ceil(self.plan.parts / self.workers)
+
+    @property
+    def seconds(self) -> float:
+        """The time until the last part is written."""
+        return self.rounds * self.plan.part_rows / self.tokens_per_second
+
+    @property
+    def idle(self) -> float:
+        """The share of all workers' time in which there is no part left for them."""
+        return 1 - self.plan.parts / (self.rounds * self.workers)
+
+    @property
+    def bytes_per_worker(self) -> int:
+        """What the busiest worker writes."""
+        return self.rounds * self.plan.part_rows * self.plan.row_bytes
+
+    @property
+    def bytes_per_second(self) -> float:
+        """What all workers write in a second as long as each has a part."""
+        return min(self.workers, self.plan.parts) * self.tokens_per_second * self.plan.row_bytes
+
+    @property
+    def objects(self) -> int:
+        """Files, or objects of an object store, of all parts: a chunk for each checkpoint, and an entry."""
+        return self.plan.parts * (len(self.plan.columns) + 1)
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.plan.parts:,} parts for {self.workers:,} worker{'s' * (self.workers != 1)}: "
+            f"at most {self.rounds:,} each, "
+            f"{lasting(self.seconds)}, {self.idle:.1%} idle; {self.bytes_per_worker:,} bytes each, "
+            f"{self.bytes_per_second / 1e9:,.2f} GB/s together, {self.objects:,} objects"
+        )
+
+
+def simulate(
+    model: HasSchema, names: Names, tokens: int, workers: int, tokens_per_second: float, *, dtype: str = "float32"
+) -> Simulation:
+    """How long workers take to capture so many tokens, and what they write; nothing is run, and no text is read.
+
+    Args:
+        model: A model, or the configuration of one.
+        names: What would be stored, as in `pl.corpus.capture`.
+        tokens: How many, in texts of the context's length at most.
+        workers: How many workers there are.
+        tokens_per_second: How many tokens each of them runs and writes in a second.
+        dtype: What values are stored as.
+
+    Raises:
+        InputError: If a number is out of range, or the checkpoint has no row for each token.
+        UnknownNameError: If there is no such checkpoint.
+
+    Example:
+        >>> import pellucid as pl
+        >>> pl.corpus.simulate(pl.load(), "blocks.3.resid_post", 1_000_000, workers=2, tokens_per_second=10_000)
+        4 parts for 2 workers: at most 2 each, 50 s, 0.0% idle; 512,000,000 bytes each, 0.02 GB/s together, 8 objects
+    """
+    stored, columns = dtype_of(dtype), columns_of(names, model.schema)
+    rows, count = (require_whole(what, n, at_least=1) for what, n in (("tokens", tokens), ("workers", workers)))
+    speed = as_number(tokens_per_second)
+    if speed is None or not 0 < speed < math.inf:
+        raise InputError(
+            f"corpus: tokens_per_second={shown(tokens_per_second)}, expected a number above 0.",
+            code="corpus-speed",
+            remedy="Give what was measured, such as plan.rows / plan.seconds of pl.corpus.estimate.",
+        )
+    longest = min(rows, model.schema.sizes["n_ctx"])
+    plan = CorpusPlan(columns, rows, math.ceil(rows / longest), longest, 1, BATCH_TOKENS, stored)
+    return Simulation(cut(plan), count, speed)

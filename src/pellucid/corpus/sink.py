@@ -69,8 +69,8 @@ class Progress:
 
     def add(self, text: Any) -> None:
         """Count one more text."""
+        self.digest = hashlib.sha256(bytes.fromhex(self.digest) + fingerprint(text, self.texts, "stream")).hexdigest()
         self.texts += 1
-        self.digest = hashlib.sha256(bytes.fromhex(self.digest) + fingerprint(text)).hexdigest()
 
 
 class Sink(ABC):
@@ -130,12 +130,7 @@ def feed(
             that the sink has taken before.
         UnknownNameError: If there is no such checkpoint.
     """
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise InputError(
-            f"{by}: texts={type(texts).__name__}, expected a list or another iterable of texts.",
-            code="texts-kind",
-            remedy="Put a single text into a list.",
-        )
+    texts = several_texts(texts, by)
     names = selected(list(sink.captures), model.schema)
     done = sink.resume()
     count = len(texts) if isinstance(texts, Sized) else None
@@ -177,11 +172,32 @@ def captured(model: CapturingModel, batch: Batched, names: Sequence[str], by: st
         raise type(error)(f"{by}, {which}: {error.message}", code=error.code, remedy=error.remedy) from error
 
 
-def fingerprint(text: Any) -> bytes:
+def several_texts(texts: Iterable[Any], by: str) -> Iterable[Any]:
+    """Texts, unless a single one was given, or what would give names instead."""
+    no_list = isinstance(texts, (str, bytes, Mapping)) or hasattr(texts, "columns")  # a table
+    if no_list or not isinstance(texts, Iterable):
+        raise InputError(
+            f"{by}: texts={type(texts).__name__}, expected a list or another iterable of texts.",
+            code="texts-kind",
+            remedy="Put a single text into a list, give the column of a table; pl.corpus.read(path) reads files.",
+        )
+    return texts
+
+
+def fingerprint(text: Any, number: int, by: str) -> bytes:
     """Return the SHA-256 of a text or of its ids."""
     if isinstance(text, str):
         return hashlib.sha256(b"text" + text.encode("utf-8", "surrogatepass")).digest()
-    return hashlib.sha256(b"ids" + torch.as_tensor(text).cpu().numpy().astype("<i8").tobytes()).digest()
+    try:
+        if as_number(text) is not None:  # of a row of ids that should be in a list
+            raise TypeError
+        return hashlib.sha256(b"ids" + torch.as_tensor(text).cpu().numpy().astype("<i8").tobytes()).digest()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{by}, text {number}: {type(text).__name__}, expected a text or a row of ids.",
+            code="texts-kind",
+            remedy="Give texts as str, or rows of token ids as lists of whole numbers; a single row goes into a list.",
+        ) from error
 
 
 def texts_after(texts: Iterable[Any], done: Progress) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from pellucid.corpus.intake import DIGESTS, NUMBERS, OFFSETS, TOKENS, Growing
 from pellucid.corpus.loader import ActivationStream, Loader
 from pellucid.corpus.objects import place_of
 from pellucid.corpus.part_making import DIGEST_BYTES, LEDGER, Corpus, entry
-from pellucid.corpus.place import METADATA, StorePlace, chunk_key
+from pellucid.corpus.place import METADATA, StorePlace, chunk_key, unfinished
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue
 from pellucid.errors import InputError, NotFoundError, UnknownNameError, nearest
 from pellucid.extras import need
@@ -99,13 +99,18 @@ class Store(Mapping[str, Any]):
         self._zarr = place.group()
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self.plan.names:
+        return self._zarr[self._column(name).name]
+
+    def _column(self, name: str) -> StoredValue:
+        """The place of a checkpoint; raise an error if it is not stored."""
+        found = next((column for column in self.plan.columns if column.name == name), None)
+        if found is None:
             raise UnknownNameError(
                 f"corpus: no checkpoint {name!r} in {self.place}.",
                 code="corpus-name",
                 remedy=f"{nearest(str(name), self.plan.names)} It holds {', '.join(self.plan.names)}.".strip(),
             )
-        return self._zarr[name]
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.plan.names)
@@ -163,18 +168,11 @@ class Store(Mapping[str, Any]):
 
     def _written(self, name: str, part: int) -> tuple[StoredValue, str]:
         """A column and the key of one of its parts, which is there and whole."""
-        column = next((c for c in self.plan.columns if c.name == name), None)
-        if column is None:
-            self[name]  # raises
-            raise AssertionError
+        column = self._column(name)
         part = require_whole("part", part, at_most=self.plan.parts - 1)
         key = chunk_key(name, part, 1 + len(column.shape))
         if self.place.size(key) != self.plan.part_rows * column.width * self.plan.itemsize:
-            raise InputError(
-                f"corpus: part {part} is not in {self.place}.",
-                code="corpus-unfinished",
-                remedy="Call pl.corpus.capture again with the same arguments: it makes what is missing.",
-            )
+            raise unfinished(f"part {part} is not in {self.place}")
         return column, key
 
     def verify(self, rows: int = 1000, model: Any = None, *, seed: int = 0) -> Verification:
@@ -246,7 +244,7 @@ class Store(Mapping[str, Any]):
             (torch.Size([4, 256]), torch.Size([4, 256]))
         """
         if name is not None:
-            self[name]
+            self._column(name)
         require_whole("batch_size", batch_size, at_least=1, at_most=self.plan.rows)
         return ActivationStream(self.loader(batch_size, seed=seed, window=window), name, device)
 

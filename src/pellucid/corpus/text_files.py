@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.atomic import path_of
-from pellucid.errors import InputError, NotFoundError, shown
+from pellucid.errors import InputError, NotFoundError, PellucidError, shown
 from pellucid.extras import need
 from pellucid.weights.manifests import decoded, require_regular, unreadable
 
@@ -24,7 +24,7 @@ def read(paths: Any, *, field: str = "text", lines: bool = False) -> Iterator[st
 
     A `.jsonl` file (`.jsonl.gz`, too) has one in each line, a `.parquet` file one in each row, under `field`; any other
     file is one text, or with `lines` one for each line that is not empty. A folder stands for its files, and those of
-    the folders in it, in the order of their names.
+    the folders in it, in the order of their names; hidden ones, whose names begin with a point, are left out.
 
     Args:
         paths: One path or several.
@@ -52,20 +52,22 @@ def read(paths: Any, *, field: str = "text", lines: bool = False) -> Iterator[st
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
-        require_regular(path)
         return [path]
-    inside = (Path(top, name) for top, _, names in os.walk(path) for name in names)
-    found = sorted(file for file in inside if not file.name.startswith("."))
+    found: list[Path] = []
+    for top, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # what git and downloads keep there
+        found += [Path(top, name) for name in names if not name.startswith(".")]
     if not found:
         raise NotFoundError(
             f"corpus: no file in the folder {str(path)!r}.",
             code="path-not-found",
             remedy="Give a folder that holds texts, or files.",
         )
-    return found
+    return sorted(found)
 
 
 def _texts(path: Path, field: str, *, lines: bool) -> Iterator[str]:
+    require_regular(path)  # a pipe may never be written to
     try:
         if path.suffix == ".parquet":
             yield from _rows(path, field)
@@ -92,8 +94,14 @@ def _decoded(content: bytes, where: str) -> str:
         raise InputError(
             f"{where}: byte {error.start} is 0x{error.object[error.start]:02x}, expected UTF-8.",
             code="text-not-utf8",
-            remedy="Convert the text first, for example with `iconv -f LATIN1 -t UTF-8`.",
+            remedy="Unpack it first: it begins as a compressed file does, of which only .gz is read."
+            if error.object.startswith(_PACKED)
+            else "Convert the text first, for example with `iconv -f LATIN1 -t UTF-8`.",
         ) from error
+
+
+_PACKED = (b"\x28\xb5\x2f\xfd", b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"PK\x03\x04", b"7z\xbc\xaf")
+"""How files begin that zstd, gzip, xz, bzip2, zip and 7z wrote."""
 
 
 def _objects(file: Iterable[bytes], path: Path, field: str) -> Iterator[str]:
@@ -113,17 +121,18 @@ def _objects(file: Iterable[bytes], path: Path, field: str) -> Iterator[str]:
 def _rows(path: Path, field: str) -> Iterator[str]:
     parquet = need("pyarrow.parquet", "corpus.read")
     try:
-        file = parquet.ParquetFile(path)
+        with parquet.ParquetFile(path) as file:
+            if field not in file.schema_arrow.names:
+                raise _no_field(str(path), field, file.schema_arrow.names)
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[field]):
+                for text in batch.column(0).to_pylist():
+                    if not isinstance(text, str):
+                        raise _no_field(str(path), field, ())
+                    yield text
+    except PellucidError:
+        raise
     except Exception as error:  # pyarrow's own exceptions have several bases
-        raise _damaged(str(path), "no Parquet file") from error
-    with file:
-        if field not in file.schema_arrow.names:
-            raise _no_field(str(path), field, file.schema_arrow.names)
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=[field]):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str):
-                    raise _no_field(str(path), field, ())
-                yield text
+        raise _damaged(str(path), "no whole Parquet file") from error
 
 
 def _no_field(where: str, field: str, there: Collection[str]) -> InputError:

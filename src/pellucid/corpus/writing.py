@@ -18,17 +18,14 @@ from pellucid.corpus.intake import Intake, Reader, digest_of
 from pellucid.corpus.objects import place_of
 from pellucid.corpus.part_making import LEDGER, Corpus, Keeper, packed_plan
 from pellucid.corpus.place import Folder, StorePlace, no_room
-from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
+from pellucid.corpus.plan import BATCH_TOKENS, CorpusPlan, StoredValue, columns_of, cut, dtype_of
 from pellucid.corpus.ray_workers import Engine, Workers, library_of
 from pellucid.corpus.sink import CapturingModel
 from pellucid.corpus.store import Store, about_of, write_metadata
-from pellucid.errors import InputError, UnknownNameError, shown
-from pellucid.names.aliases import Names, selected
+from pellucid.errors import InputError
+from pellucid.names.aliases import Names
 from pellucid.numerics.quickest import one_library
 from pellucid.run.interrupts import bar, told
-from pellucid.schema import Axis, Schema
-
-BATCH_TOKENS = 4096
 
 
 def capture(
@@ -120,49 +117,21 @@ class _Wanted:
     @classmethod
     def of(cls, model: Reader, names: Names, batch_tokens: Any, dtype: Any, long_texts: Any, packing: bool) -> _Wanted:
         """Read the arguments of `capture`."""
-        stored = str(dtype).removeprefix("torch.")
-        require_one_of("corpus: dtype", stored, ITEM_BYTES, code="corpus-dtype")
+        stored = dtype_of(dtype)
         require_one_of("corpus: long_texts", long_texts, ("refuse", "split"), code="corpus-long-texts")
-        chosen = selected(names, model.schema)
-        if not chosen:
-            raise UnknownNameError(
-                f"corpus: names={shown(names)}, expected one or more.",
-                code="unknown-checkpoint",
-                remedy="Give a name or a pattern; `model.ckpt_names` lists all names.",
-            )
-        columns = tuple(column_of(name, model.schema) for name in chosen)
+        columns = columns_of(names, model.schema)
         tokens = require_whole("batch_tokens", batch_tokens, at_least=1)
         facts = {
-            "names": list(chosen),
-            "dtype": stored,
-            "batch_tokens": tokens,
-            "long_texts": long_texts,
-            "packing": bool(packing),
-        }
+            "names": [column.name for column in columns], "dtype": stored, "batch_tokens": tokens,
+            "long_texts": long_texts, "packing": bool(packing),
+        }  # fmt: skip
         return cls(columns, facts)
 
     def plan(self, intake: Intake) -> CorpusPlan:
         """How what was read is cut."""
-        rows, facts = intake.tokens.length, self.facts
-        plan = CorpusPlan(
-            self.columns, rows, intake.numbers.length, intake.longest, 1, facts["batch_tokens"], facts["dtype"]
-        )  # fmt: skip
-        plan = replace(plan, part_rows=part_rows_for(plan.row_bytes, rows, plan.longest))
+        read, facts = (intake.tokens.length, intake.numbers.length, intake.longest), self.facts
+        plan = cut(CorpusPlan(self.columns, *read, 1, facts["batch_tokens"], facts["dtype"]))
         return packed_plan(plan, intake.lengths) if facts["packing"] else plan
-
-
-def column_of(name: str, schema: Schema) -> StoredValue:
-    """The place of a checkpoint in a store; raise `InputError` if it has no row for each token."""
-    point = schema[name]
-    batch, pos, *others = point.axes
-    if (batch, pos) != (Axis.BATCH, Axis.POS):
-        raise InputError(
-            f"corpus: {name} has the axes {', '.join(point.axes)}, and so no row for each token alone.",
-            code="corpus-axes",
-            remedy="Leave out scores and patterns, whose length is that of their text; all other checkpoints can be "
-            "stored.",
-        )
-    return StoredValue(name, tuple(map(str, others)), tuple(schema.length_of(axis, point) for axis in others))
 
 
 def _begin(model: Reader, texts: Iterable[Any], wanted: _Wanted, place: StorePlace) -> None:
