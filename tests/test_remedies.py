@@ -489,6 +489,13 @@ REMEDIES: dict[str, list[Case]] = {
         ),
         Case(lambda h: pl.Sampler(top_p=2), "from 0 to 1", lambda h: pl.Sampler(top_p=1)),
     ],
+    "logits-shape": [
+        Case(
+            lambda h: pl.Sampler().explain(h.model([1, 2])),
+            "logits[0, -1]",
+            lambda h: pl.Sampler().explain(h.model([1, 2])[0, -1]),
+        )
+    ],
     "early-stopping": [
         Case(
             lambda h: _generate(h, num_beams=2, early_stopping="soon"),
@@ -501,7 +508,12 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: _generate(h, num_beams=2, length_penalty=1e9),
             "Give 1 to divide by the length",
             lambda h: _generate(h, num_beams=2, length_penalty=1),
-        )
+        ),
+        Case(
+            lambda h: _generate(h, length_penalty=2.0),
+            "num_beams",
+            lambda h: _generate(h, length_penalty=2.0, num_beams=2),
+        ),
     ],
     "beams-vocabulary": [
         Case(

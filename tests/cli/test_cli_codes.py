@@ -39,7 +39,7 @@ NO_VERB = {
         "weights-misfit",
     "takes tensors, arrays, figures or settings made in Python":
         "bandwidth component-axes corpus-encode corpus-no-units corpus-units heatmap-centre "
-        "id-out-of-range ids-dtype mask-while-captured matrix-axes module-input "
+        "id-out-of-range ids-dtype logits-shape mask-while-captured matrix-axes module-input "
         "no-coefficients no-page not-a-fit not-a-readout "
         "not-a-rectangle not-a-state-dict not-auditable not-axes not-counted not-labelled not-measurable "
         "padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "

@@ -228,6 +228,16 @@ def test_captures_equal_one_run_over_the_text(
         assert gap.abs().max() < 1e-12, name
 
 
+def test_prompts_alone_are_captured_and_edited(glass: pl.CkptedTransformer) -> None:
+    name, rows, edit = "blocks.1.resid_post", support.ragged_ids(3, 5), pl.Edit.zero("blocks.0.mlp.ckpt_mlp_out")
+    for edits in ([], [edit]):
+        out = glass.generate(rows, max_new_tokens=0, names=name, edits=edits)
+        _, expected = glass.run_with_ckpts(rows, edits=edits)
+        assert out.ckpts is not None
+        assert (out.ckpts[name] - expected[name])[out.ckpts.batch.mask].abs().max() < 1e-5
+        assert [row.new.tolist() for row in out.rows] == [[], []]
+
+
 def test_captures_of_some_names(glass: pl.CkptedTransformer) -> None:
     out = glass.generate([[1, 2, 3]], max_new_tokens=4, names="blocks.*.resid_post")
     assert out.ckpts is not None
@@ -346,11 +356,16 @@ def test_sliding(cached: bool, glass: pl.CkptedTransformer) -> None:
         ({"num_return_sequences": 2}, "return-sequences"),
         ({"num_beams": 2, "num_return_sequences": 3}, "return-sequences"),
         ({"num_beams": 2, "early_stopping": "soon"}, "early-stopping"),
+        ({"num_beams": 2, "early_stopping": 1}, "early-stopping"),
+        ({"early_stopping": True}, "early-stopping"),
+        ({"length_penalty": 2.0}, "length-penalty"),
         ({"num_beams": 2, "names": "**"}, "look-and-beams"),
         ({"seed": "zero"}, "seed"),
         ({"names": "blocks.9.resid_pre"}, "unknown-checkpoint"),
         ({"edits": "zero"}, "edit-kind"),
         ({"sampler": pl.Sampler(suppress_tokens=(500,))}, "id-out-of-range"),
+        ({"sampler": pl.Sampler(temperature=1e-30, frequency_penalty=-1e30)}, "sampler-setting"),
+        ({"sampler": pl.Sampler(temperature=1e-30, frequency_penalty=-1e30), "num_beams": 2}, "sampler-setting"),
         ({"sampler": pl.Sampler(suppress_tokens=tuple(range(211)))}, "nothing-left"),
     ],
 )

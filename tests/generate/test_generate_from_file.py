@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -281,6 +282,19 @@ def test_settings_go_with_the_model(folder: Path, tmp_path: Path) -> None:
     plain = support.glass()
     plain.save_pretrained(tmp_path / "plain")
     assert not (tmp_path / "plain" / "generation_config.json").exists()
+
+
+def test_settings_and_configurations_with_numbers_of_other_libraries_are_saved(tmp_path: Path) -> None:
+    model = support.glass()
+    model.config = type(model.config).from_dict({**model.config.to_dict(), "note": np.float32(0.5)})
+    model.generation = pl.GenerationSettings({"eos_token_id": [np.int64(11), 40], "top_k": np.int64(5)})
+    model.save_pretrained(tmp_path)
+    again = pl.load(tmp_path)
+    assert again.generation.fields == {"eos_token_id": [11, 40], "top_k": 5}
+    assert again.config.neutral["note"] == 0.5
+    model.generation = pl.GenerationSettings({"top_k": object()})
+    with pytest.raises(pl.ConfigError, match="expected what JSON can hold"):
+        model.save_pretrained(tmp_path)
 
 
 def test_no_other_models_settings_stay_behind(folder: Path, tmp_path: Path) -> None:

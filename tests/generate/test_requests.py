@@ -88,3 +88,28 @@ def test_what_no_generation_can_do_is_refused(what: str, glass: pl.CkptedTransfo
 def test_a_sampler_that_nobody_looks_at_is_noticed(glass: pl.CkptedTransformer) -> None:
     taken = (generating, "sampler_of", lambda given: given, test_what_no_generation_can_do_is_refused)
     must_be_noticed(taken, "a sampler in words", glass, by=[AttributeError])
+
+
+@pytest.mark.parametrize(
+    ("logits", "ids", "code"),
+    [
+        (torch.zeros(1, 2, 5), (), "logits-shape"), ([0.0, 1.0], (), "logits-shape"),
+        (torch.zeros(5), [5], "id-out-of-range"), (torch.zeros(5), [1.5], "ids-dtype"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_explained(logits: Any, ids: Any, code: str):
+    """Logits of several positions were explained as if they were of one with a larger vocabulary."""
+    with pytest.raises(pl.InputError) as caught:
+        pl.Sampler(repetition_penalty=2.0).explain(logits, ids)
+    assert caught.value.code == code
+    assert pl.Sampler().explain(torch.zeros(1, 5))["model"].shape == (5,)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 1e-44}, {"repetition_penalty": 1e-44}, {"frequency_penalty": 1e39}, {"presence_penalty": -1e39}],
+)
+def test_numbers_that_times_a_logit_are_infinite(settings: dict[str, float]):
+    with pytest.raises(pl.InputError) as caught:
+        pl.Sampler(**settings)  # pyright: ignore[reportArgumentType]
+    assert caught.value.code == "sampler-setting"

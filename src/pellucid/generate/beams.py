@@ -19,7 +19,7 @@ from torch import Tensor
 from pellucid.check import as_number, as_python
 from pellucid.errors import InputError, shown
 from pellucid.generate.generation import Stopping
-from pellucid.generate.sampler import Context, Sampler
+from pellucid.generate.sampler import Context, Sampler, draw
 from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
 
 NEWEST = (5, 24)
@@ -87,9 +87,10 @@ class Beams:
                 code="length-penalty",
                 remedy="Give 1 to divide by the length, or 0 to leave the sums as they are.",
             )
-        if self.early_stopping not in (True, False, "never"):
+        early: object = self.early_stopping
+        if not isinstance(early, bool) and not (isinstance(early, str) and early == "never"):
             raise InputError(
-                f"generate: early_stopping={shown(self.early_stopping)}, expected True, False or 'never'.",
+                f"generate: early_stopping={shown(early)}, expected True, False or 'never'.",
                 code="early-stopping",
                 remedy="Give one of these.",
             )
@@ -213,7 +214,7 @@ class Search:
         if self.sampler.is_greedy:
             scores, places = torch.topk(total, kept)
         else:
-            places = torch.multinomial(total.softmax(-1), kept, generator=self.generator)
+            places = draw(total, kept, self.generator)
             scores = total.gather(1, places)
             if self.beams.follows >= SORTED_DRAWS:
                 scores, order = scores.sort(-1, descending=True)

@@ -37,14 +37,23 @@ from pellucid.run.edit import Edit
 from pellucid.run.taps import warn_of_dropout
 from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs
+from pellucid.text.borrowed import complete
 from pellucid.text.tokenizer import Tokenizer
 
 
 class GeneratingTransformer(Network):
     """A model that goes on with texts; whoever inherits from it makes batches of them."""
 
-    tokenizer: Tokenizer | None
     _generation: GenerationSettings | None
+
+    @property
+    def tokenizer(self) -> Any:
+        """What reads and writes texts; what a caller's own lacks is made of its `encode` and `decode`."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, given: Any) -> None:
+        self._tokenizer = given if isinstance(given, Tokenizer) else complete(given)
 
     @property
     def generation(self) -> GenerationSettings:
@@ -216,6 +225,6 @@ class GeneratingTransformer(Network):
         if asked.num_beams > 1:
             beams = Beams(asked.num_beams, asked.length_penalty, asked.early_stopping, returned)
         plan = plan_of(prompts, when, self.schema, cached=cached, overflow=overflow)
-        single = ids.is_flat(inputs)
+        single = ids.is_flat(inputs) and returned == 1
         pad = ids.pad_id(settings, self.schema.sizes["d_vocab"])
         return Request(prompts, single, asked.sampler, when, None, returned, beams, plan, frozenset(), (), pad)

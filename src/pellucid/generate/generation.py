@@ -35,11 +35,6 @@ class Stopping:
     strings: tuple[str, ...] = ()  # texts that end it, wherever in the new text they come
     tokenizer: Tokenizer | None = None  # for the strings
 
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """Every id that ends a text."""
-        return (*self.end_ids, *self.stop_ids)
-
     def reason(self, new: Sequence[int]) -> Reason | None:
         """Why a text ends whose new tokens are these; None if it goes on."""
         if new and new[-1] in self.end_ids:

@@ -6,13 +6,13 @@ always count; those that choose how to sample or search count when they are aske
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pellucid.atomic import json_text
 from pellucid.errors import ConfigError, shown
 from pellucid.family.config import read_token_id, read_tokens
 from pellucid.family.json_config import Config
@@ -140,7 +140,7 @@ class GenerationSettings:
 
     def to_json(self) -> str:
         """The text of a `generation_config.json`."""
-        return json.dumps(dict(self.fields), indent=2, sort_keys=True) + "\n"
+        return json_text(self.fields)
 
     def summary(self) -> str:
         """What counts and what does not, in one line."""

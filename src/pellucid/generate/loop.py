@@ -68,8 +68,9 @@ def steps(
 
 def generate(model: Network, request: Request) -> Generation:
     """Carry out a request."""
-    if request.stopping.max_new_tokens == 0:
-        return _prompts_alone(request)
+    if request.runs_nothing:
+        rows = tuple(GeneratedRow(prompt, prompt[:0], prompt[:0].float(), "length") for prompt in _prompts(request))
+        return Generation(rows, request.batch.tokenizer, request.single)
     if request.beams is not None:
         return _searched(model, request, request.beams)
     stepper, going = _started(model, request)
@@ -81,13 +82,14 @@ def generate(model: Network, request: Request) -> Generation:
         for row, active in enumerate(step.active.tolist()):
             lengths[row] = number + 1 if active else lengths[row]
             reasons[row] = step.reasons[row] or reasons[row]
-    new, chances = torch.stack(ids, 1), torch.stack(logprobs, 1)
+    none = stepper.ids[:, :0]
+    new, chances = (torch.stack(ids, 1), torch.stack(logprobs, 1)) if ids else (none, none.float())
     rows = tuple(
         GeneratedRow(prompt, new[i, : lengths[i]], chances[i, : lengths[i]], reasons[i])  # pyright: ignore[reportArgumentType]
         for i, prompt in enumerate(_prompts(request))
     )
     ckpts = _captured(stepper, request, new, lengths)
-    return Generation(rows, request.batch.tokenizer, request.single and request.returned == 1, ckpts)
+    return Generation(rows, request.batch.tokenizer, request.single, ckpts)
 
 
 def stream(model: Network, request: Request, *, explain: bool = False) -> Iterator[Token]:
@@ -101,7 +103,7 @@ def stream(model: Network, request: Request, *, explain: bool = False) -> Iterat
             code="stream-beams",
             remedy="Call generate; or leave the search out: model.generation = model.generation.without('num_beams').",
         )
-    if request.stopping.max_new_tokens == 0:
+    if request.runs_nothing:
         return iter(())
     return _tokens(*_started(model, request), request, explain)
 
@@ -142,14 +144,15 @@ def _captured(stepper: Stepper, request: Request, new: Tensor, lengths: list[int
     look = stepper.look
     if look.is_blind:
         return None
-    with torch.no_grad():
-        stepper.step(new[:, -1])
+    if new.size(1):
+        with torch.no_grad():
+            stepper.step(new[:, -1])
     look.edits.check_fired()
     if not request.names:
         return None
     columns = torch.arange(new.size(1), device=new.device)
     real = columns < torch.tensor(lengths, device=new.device)[:, None]
-    mask = torch.cat([stepper.mask[:, : -new.size(1)], real], 1)
+    mask = torch.cat([stepper.mask[:, : stepper.mask.size(1) - new.size(1)], real], 1)
     batch = Batch(stepper.ids, mask, positions_of(mask), request.batch.tokenizer)
     model = stepper.model
     origin = Origin(getattr(model, "provenance", {}).get("source", ""), model, state_of(submodules(model)))
@@ -174,9 +177,8 @@ def _searched(model: Network, request: Request, beams: Beams) -> Generation:
         for number, prompt in enumerate(request.batch.rows())
         for place in range(beams.returned)
     ]
-    single = request.single and beams.returned == 1
     follows = None if request.sampler.is_greedy else "transformers {}.{}".format(*beams.follows)
-    return Generation(tuple(rows), request.batch.tokenizer, single, follows=follows)
+    return Generation(tuple(rows), request.batch.tokenizer, request.single, follows=follows)
 
 
 def _row(prompt: Tensor, found: Hypotheses, number: int, place: int, stopping: Stopping) -> GeneratedRow:
@@ -187,16 +189,6 @@ def _row(prompt: Tensor, found: Hypotheses, number: int, place: int, stopping: S
     return GeneratedRow(
         prompt, new, found.logprobs[number, place, : len(new)], reason, float(found.scores[number, place])
     )
-
-
-def _prompts_alone(request: Request) -> Generation:
-    count = request.beams.returned if request.beams is not None else request.returned
-    rows = tuple(
-        GeneratedRow(prompt, prompt[:0], prompt[:0].float(), "length")
-        for prompt in request.batch.rows()
-        for _ in range(count)
-    )
-    return Generation(rows, request.batch.tokenizer, request.single and count == 1)
 
 
 def _extended(

@@ -33,7 +33,7 @@ class Request:
     """A generation as it was asked for."""
 
     batch: Batch  # the prompts, padded on the left
-    single: bool  # whether one prompt was given that was not in a list
+    single: bool  # whether one text is asked for, by one prompt that was not in a list
     sampler: Sampler  # how tokens are chosen
     stopping: Stopping  # when texts end
     seed: Seed  # the seed of the draws
@@ -43,6 +43,11 @@ class Request:
     names: frozenset[str]  # what is captured
     edits: Sequence[Edit]  # what is changed
     pad_id: int = 0  # what stands where a text has ended
+
+    @property
+    def runs_nothing(self) -> bool:
+        """Whether the prompts are all that is asked for, and nobody looks at them."""
+        return self.stopping.max_new_tokens == 0 and not self.names and not self.edits
 
 
 def left(batch: Batch) -> Batch:
@@ -67,7 +72,7 @@ def plan_of(batch: Batch, stopping: Stopping, schema: Schema, *, cached: bool, o
             remedy=f"Ask for at most {context - prompt} new tokens, or pass overflow='slide', which goes on "
             "from the last tokens that fit.",
         )
-    return RunPlan(columns, cached, overflow == "slide")
+    return RunPlan(columns, cached)
 
 
 def sampler_of(given: Sampler | Literal["file"] | None) -> Sampler | Literal["file"] | None:
@@ -183,8 +188,17 @@ class Asked:
     early_stopping: bool | Literal["never"] = False
 
     def with_given(self, **given: Any) -> Asked:
-        """These with what the caller gave in their place; None was not given."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        """These with what the caller gave in their place; None was not given. Raise if only a search would read it."""
+        given = {name: value for name, value in given.items() if value is not None}
+        found = replace(self, **given)
+        idle = next((name for name in ("length_penalty", "early_stopping") if name in given), None)
+        if idle is not None and found.num_beams == 1:
+            raise InputError(
+                f"generate: {idle}={shown(given[idle])} without a beam search, which alone reads it.",
+                code="length-penalty" if idle == "length_penalty" else "early-stopping",
+                remedy="Search with several beams (num_beams), or leave it out.",
+            )
+        return found
 
 
 def asked_by(settings: GenerationSettings, columns: int, n_positions: int) -> Asked:
@@ -208,8 +222,8 @@ def asked_by(settings: GenerationSettings, columns: int, n_positions: int) -> As
             max_new_tokens=_length(fields, columns, n_positions),
             sampler=_sampler(fields, columns),
             stop=fields["stop_strings"],
-            num_return_sequences=_count("num_return_sequences", fields),
-            num_beams=_count("num_beams", fields),
+            num_return_sequences=require_some("num_return_sequences", fields["num_return_sequences"], at_most=MOST),
+            num_beams=require_some("num_beams", fields["num_beams"], at_most=MOST),
             length_penalty=fields["length_penalty"],
             early_stopping=fields["early_stopping"],
         )
@@ -296,7 +310,3 @@ def _sampler(fields: dict[str, Any], columns: int) -> Sampler:
         shortest = require_whole("generate: min_length", fields["min_length"], code="sampler-setting")
         given["min_new_tokens"] = max(0, shortest - columns)
     return Sampler(**given)
-
-
-def _count(name: str, fields: dict[str, Any]) -> int:
-    return require_whole(f"generate: {name}", fields[name], at_least=1, at_most=MOST, code="return-sequences")

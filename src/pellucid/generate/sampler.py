@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from pellucid.check import as_number, as_python, as_whole
-from pellucid.errors import InputError, shown
+from pellucid.errors import InputError, ShapeError, shown
 from pellucid.generate import stages
 from pellucid.generate.stages import Stage
 from pellucid.names.calls import SAMPLING, named_arguments
+from pellucid.text.ids import listed
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,17 @@ class Sampler:
             numbers[name] = cast(float, found)  # a whole number beyond all floats is infinite
             if abs(numbers[name]) >= 2**63 and name not in _WHOLE:
                 object.__setattr__(self, name, numbers[name])  # torch divides by no whole number as large
-        _require("temperature", self.temperature, 0 <= numbers["temperature"] < math.inf, "a finite number, 0 or more")
+        warmth, penalty = numbers["temperature"], numbers["repetition_penalty"]
+        fits = warmth == 0 or _LEAST <= warmth < math.inf
+        _require("temperature", self.temperature, fits, f"0, or a finite number from {_LEAST:g} on")
         for name in ("top_p", "min_p"):
             _require(name, getattr(self, name), 0 <= numbers[name] <= 1, "from 0 to 1")
         _require("typical_p", self.typical_p, 0 < self.typical_p <= 1, "above 0, up to 1")
-        _require("repetition_penalty", self.repetition_penalty, 0 < numbers["repetition_penalty"] < math.inf, "above 0")
+        fits = _LEAST <= penalty <= _LARGEST
+        _require("repetition_penalty", self.repetition_penalty, fits, f"from {_LEAST:g} to {_LARGEST:g}")
         for name in ("frequency_penalty", "presence_penalty"):
-            _require(name, getattr(self, name), math.isfinite(numbers[name]), "a finite number")
+            fits = abs(numbers[name]) <= _LARGEST
+            _require(name, getattr(self, name), fits, f"a number from {-_LARGEST:g} to {_LARGEST:g}")
         for name in _WHOLE:
             value = getattr(self, name)
             _require(name, value, as_whole(value) is not None and value >= 0, "a whole number, 0 or more")
@@ -178,7 +183,7 @@ class Sampler:
         """[B]: the likeliest token of processed logits, or one drawn from them."""
         if self.is_greedy:
             return logits.max(-1).indices  # the first of equals, as argmax, in a third of its time
-        return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+        return draw(logits, 1, generator).squeeze(1)
 
     def explain(
         self, logits: Tensor, ids: Tensor | Sequence[int] = (), *, end_ids: Sequence[int] = (), new: int = 0
@@ -195,6 +200,9 @@ class Sampler:
             "model" and then the name of each stage that does something -> probabilities [V]. With temperature 0 a last
             one, "temperature", holds the choice.
 
+        Raises:
+            InputError: If the logits are those of several positions, or an id is outside the vocabulary.
+
         Example:
             >>> import torch
             >>> import pellucid as pl
@@ -202,7 +210,16 @@ class Sampler:
             >>> {name: [round(p, 2) for p in probabilities.tolist()] for name, probabilities in found.items()}
             {'model': [0.67, 0.24, 0.09], 'temperature': [0.87, 0.12, 0.02], 'top_k': [0.88, 0.12, 0.0]}
         """
-        text = torch.as_tensor(ids, dtype=torch.long, device=logits.device).reshape(1, -1)
+        shape = list(getattr(logits, "shape", ()))
+        if not isinstance(logits, Tensor) or not shape or logits.numel() != shape[-1]:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ShapeError(
+                f"Sampler.explain: {type(logits).__name__} {shape} given, expected the logits [V] of one position.",
+                code="logits-shape",
+                remedy="Give those of what comes next, model.next_token_logits(text)[0], or of a position of a run, "
+                "logits[0, -1].",
+            )
+        before = _within("ids", listed(cast("Sequence[int]", ids)), shape[-1])
+        text = torch.tensor(before, dtype=torch.long, device=logits.device)[None]
         return self.explain_in(Context(text, torch.ones_like(text, dtype=torch.bool), new, tuple(end_ids)), logits)
 
     def explain_in(self, context: Context, logits: Tensor) -> dict[str, Tensor]:
@@ -216,6 +233,25 @@ class Sampler:
             found["temperature"] = torch.zeros_like(found["model"]).index_fill_(0, current.argmax(-1), 1.0)
         return found
 
+
+def draw(logits: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """[B, count]: tokens drawn by the probabilities that processed logits [B, V] give them, none twice."""
+    probabilities = logits.softmax(-1)
+    try:
+        return torch.multinomial(probabilities, count, generator=generator)
+    except RuntimeError as problem:
+        if bool(probabilities.isfinite().all()):
+            raise
+        raise InputError(
+            "Sampler: the processed logits are infinite, so nothing can be drawn from them.",
+            code="sampler-setting",
+            remedy="Give a temperature and penalties nearer to 1; if the model's own logits are infinite, load it in "
+            "float32.",
+        ) from problem
+
+
+_LEAST, _LARGEST = 1e-30, 1e30
+"""A logit over the one, and the length of a text times the other, are below 3e38, which float32 can hold."""
 
 _TOKENS = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
 
@@ -231,7 +267,7 @@ def _is_empty(logits: Tensor, active: Tensor | None) -> bool:
     return bool(empty.any() if active is None else (empty & active).any())
 
 
-def _within(name: str, tokens: tuple[int, ...], vocabulary: int) -> list[int]:
+def _within(name: str, tokens: Sequence[int], vocabulary: int) -> list[int]:
     if outside := [token for token in tokens if token >= vocabulary]:
         raise InputError(
             f"Sampler: {name} holds {outside[0]}, expected ids up to {vocabulary - 1}.",

@@ -35,8 +35,6 @@ class RunPlan:
 
     columns: int  # the most columns that there will be
     cached: bool = True  # whether keys and values are kept
-    # whether a text longer than the context goes on from its last tokens; else that is refused before
-    slides: bool = False
     repeats: int = 1  # copies of each prompt, next to each other
 
 
@@ -54,16 +52,16 @@ class Look:
         """Whether nothing is captured or changed."""
         return not self.names and not self.edits.fired
 
-    def tap(self, start: int) -> tuple[Tap | None, Recorder]:
+    def tap(self, start: int) -> tuple[Tap | None, Recorder | None]:
         """The tap of one run whose first column is `start`, and what it records."""
         self.edits.start = start
-        recorder = Recorder(self.names, self.schema, Region(), grads=False)
-        taps: list[Tap] = [*([self.edits] if self.edits.fired else []), *([recorder] if self.names else [])]
+        recorder = Recorder(self.names, self.schema, Region(), grads=False) if self.names else None
+        taps: list[Tap] = [*([self.edits] if self.edits.fired else []), *([recorder] if recorder is not None else [])]
         return (Chain(taps) if taps else None), recorder
 
-    def keep(self, recorder: Recorder, columns: int) -> None:
+    def keep(self, recorder: Recorder | None, columns: int) -> None:
         """Keep the last `columns` columns of what was recorded."""
-        for name, value in recorder.values.items():
+        for name, value in recorder.values.items() if recorder is not None else ():
             axis = pos_axis(self.schema.axes[name])
             self.pieces.setdefault(name, []).append(value.narrow(axis, value.size(axis) - columns, columns))
 

@@ -34,12 +34,11 @@ from pellucid.run.taps import EditTap, Recorder, Start, beginning, captured, unc
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.text.batch import Batch, Inputs
 from pellucid.text.batching import Batcher
-from pellucid.text.borrowed import HasTokenizer
 from pellucid.text.tokenizer import Tokenizer
-from pellucid.weights import load
+from pellucid.weights import exchange, load
 
 
-class CkptedTransformer(HasTokenizer, GeneratingTransformer):
+class CkptedTransformer(GeneratingTransformer):
     """A model, such as GPT-2, in which every intermediate value passes through a named checkpoint.
 
     Args:
@@ -115,7 +114,7 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
         A tied embedding is written once. The folder is saved as one: after a kill it holds the old model, the new one,
         or files of both that `load` refuses to read together.
         """
-        load.save_pretrained(self, path_of(folder))
+        exchange.save_pretrained(self, path_of(folder))
 
     @named_arguments()
     def tokenize(self, inputs: Inputs, *, mask: Any = None, padding_side: str = "left") -> Batch:

@@ -8,6 +8,7 @@ from typing import Any
 
 import tokenizers
 
+from pellucid.check import as_whole
 from pellucid.errors import InputError, shown
 from pellucid.text.ids import listed
 from pellucid.text.tokenizer_files import Tokenizes
@@ -84,9 +85,11 @@ class Borrowed:
         return one_token(self, piece)
 
     def __len__(self) -> int:
-        sizes = (getattr(self.borrowed, name, None) for name in ("n_vocab", "vocab_size"))
-        size = len(self.borrowed) if hasattr(self.borrowed, "__len__") else next(filter(None, sizes), None)  # pyright: ignore[reportArgumentType]
-        if not isinstance(size, int):
+        if hasattr(self.borrowed, "__len__"):
+            return len(self.borrowed)  # pyright: ignore[reportArgumentType]
+        sizes = (as_whole(getattr(self.borrowed, name, None)) for name in ("n_vocab", "vocab_size"))
+        size = next(filter(None, sizes), None)
+        if size is None:
             raise InputError(
                 f"tokenizer: {type(self.borrowed).__name__} has no __len__, n_vocab or vocab_size.",
                 code="tokenizer-kind",
@@ -115,19 +118,6 @@ class Borrowed:
         if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             return getattr(self.borrowed, name, None)
         return getattr(self.borrowed, name)
-
-
-class HasTokenizer:
-    """What holds a tokenizer, whose every call works, whatever the caller put there."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """What reads and writes texts; what a caller's own lacks is made of its `encode` and `decode`."""
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, given: Any) -> None:
-        self._tokenizer = complete(given)
 
 
 def _arguments(call: Any) -> set[str]:
