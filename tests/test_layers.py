@@ -20,7 +20,7 @@ LAYERS: dict[str, int] = {
     "_version": 0, "errors": 0, "check": 0, "extras": 0, "atomic": 0, "schema": 0, "tap": 0, "numerics": 0,
     "names": 0, "family": 0, "fast.compiled": 0, "html.listing": 0,
     "weights.hub": 0, "weights.hub_answers": 0, "weights.manifests": 0, "weights.foreign": 0,
-    "weights.living": 0, "weights.anatomy": 0,
+    "weights.living": 0,
     "gpt2": 1, "llama": 1, "neox": 1, "generate.generation_settings": 1,
     "text": 2, "weights": 2, "run.cache": 2, "fast": 2,
     "run": 3, "metrics": 3,
@@ -29,7 +29,7 @@ LAYERS: dict[str, int] = {
     "open": 6, "html": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
     "patching": 6, "attribution": 6, "lens": 6, "heads": 6, "circuits": 6, "sae": 6, "viewer": 7,
     "corpus.identity": 6, "corpus.store": 6, "corpus.loader": 6, "corpus.writing": 6,
-    "corpus.simulation": 6, "corpus.activity": 6,
+    "corpus.activity": 6,
     "compat": 7, "reproduce": 7,
     "": 7,  # the public names
     "cli": 8, "__main__": 8,

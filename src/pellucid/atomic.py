@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import mmap
 import os
 import platform
@@ -18,13 +19,14 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pellucid.check import path_of
-from pellucid.errors import PellucidError, WeightsError
+from pellucid.errors import ConfigError, PellucidError, WeightsError, shown
 
 try:
     import fcntl
@@ -60,6 +62,22 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def text_writer(text: str) -> Writer:
     """Return a writer of text as UTF-8; a lone surrogate, which UTF-8 cannot encode, becomes a question mark."""
     return lambda part: part.write_bytes(text.encode("utf-8", "replace"))
+
+
+def json_text(fields: Mapping[str, Any]) -> str:
+    """The text of a JSON file with these fields, as transformers writes its own."""
+    return json.dumps(dict(fields), indent=2, sort_keys=True, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy's or torch's as JSON has them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise ConfigError(
+        f"config: {shown(value)} ({type(value).__name__}) among the fields, expected what JSON can hold.",
+        code="config-wrong-type",
+        remedy="Give it as a text, a number, a list or a mapping, or leave the field out.",
+    )
 
 
 def write_file(path: str | os.PathLike[str], write: Writer) -> None:

@@ -25,7 +25,7 @@ import reprlib
 import sys
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 LONGEST = 4000
@@ -192,6 +192,11 @@ _BRIEF = _Brief()
 def shown(value: object) -> str:
     """A bounded `repr` for messages, whatever a file or a caller gave: nested containers and long texts are cut."""
     return printable(_BRIEF.repr(value), VALUE)
+
+
+def some(items: Sequence[str], most: int = 3, separator: str = ", ") -> str:
+    """The first of them, and how many more there are."""
+    return separator.join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

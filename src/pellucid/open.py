@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.check import require_tree
-from pellucid.errors import WeightsError, shown
+from pellucid.errors import WeightsError, shown, some
 from pellucid.family.families import InTransformers, family_of
 from pellucid.family.part import has_native_hooks, is_finite, put_buffers, runs_as_written
 from pellucid.names.calls import CONVERTING, OPENING, named_arguments
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch
 from pellucid.text.tokenizer import Tokenizer
+from pellucid.weights import exchange
 from pellucid.weights import load as weights
 from pellucid.weights.foreign import AS_IT_IS, require_own_functions, uncompiled
 from pellucid.weights.hub import BUNDLED
@@ -87,9 +88,8 @@ def require_unchanged(model: CkptedTransformer) -> None:
     named = dict(model.named_modules())
     found = [said for path, module in built.named_modules() if (said := _changed(path, named.get(path), module))]
     if found:
-        rest = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise WeightsError(
-            f"to_hf: the model was changed since it was built: {'; '.join(found[:3])}{rest}.",
+            f"to_hf: the model was changed since it was built: {some(found, separator='; ')}.",
             code="changed-model",
             remedy="Remove hooks (handle.remove()) and patches (del module.forward), and change the configuration "
             "instead of constants: pl.CkptedTransformer(model.config.replace(...), model.state_dict()).",
@@ -312,7 +312,7 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
     """
     if isinstance(hf_model, torch.nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         require_tree(hf_model, "from_hf")
-    model = weights.from_hf(CkptedTransformer, hf_model, attention=attention, numerics=numerics)
+    model = exchange.from_hf(CkptedTransformer, hf_model, attention=attention, numerics=numerics)
     require_agreement("from_hf", model, hf_model)
     return model
 
@@ -338,6 +338,6 @@ def to_hf(model: CkptedTransformer | torch.nn.Module) -> PreTrainedModel:
             remedy="Give what pl.load or pl.from_hf returned; a model of transformers' needs no conversion.",
         )
     require_unchanged(model)
-    hf_model: PreTrainedModel = weights.to_hf(model)
+    hf_model: PreTrainedModel = exchange.to_hf(model)
     require_agreement("to_hf", model, hf_model)
     return hf_model

@@ -145,7 +145,7 @@ class Arrays(Bare):
 class LikeTiktoken(Bare):
     """Takes Python's whole numbers alone, and knows its size by another name."""
 
-    n_vocab = 4096
+    n_vocab = np.int64(4096)
 
     def decode(self, tokens: list[int], errors: str = "replace") -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert {*map(type, tokens)} <= {int}

@@ -127,6 +127,7 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "trainer's state": (("optimizer.pt", "scheduler.pt", "training_args.bin"), "without its weights", "trainer saved"),
     "several": (("a.safetensors", "b.safetensors"), "several weights files", "b.safetensors"),
     "one within": (("config.json", "final/model.safetensors"), "folders with some: final", "final'"),
+    "a folder with the name of a file": (("last.ckpt/weights.pt",), "files below that may hold some", "weights.pt'"),
     "without weights": (("config.json",), "it holds config.json", "Put the weights of the same model beside its"),
     "weights of another name": (("config.json", "best.pkl"), "it holds best.pkl, config.json", "weights file itself"),
     "pictures": (("a.png",), "it holds a.png", "save_pretrained"),

@@ -22,7 +22,8 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid.weights import building, load
+from pellucid.family.part import is_finite
+from pellucid.weights import load
 from pellucid.weights.layouts import our_shapes
 from weights.checkpoints import (
     ODD,
@@ -219,12 +220,12 @@ def test_an_overflow_of_the_conversion_is_told(tmp_path: Path) -> None:
 
 
 def test_finite_numbers_whose_sum_overflows_are_finite() -> None:
-    assert building.is_finite(torch.full((4, 4), 3e38))
-    assert building.is_finite(torch.full((4,), 6e4, dtype=torch.float16))
-    assert building.is_finite(torch.tensor(1.0))
-    assert building.is_finite(torch.zeros(0, 3))
-    assert not building.is_finite(torch.tensor([[1.0, 2.0], [float("inf"), -float("inf")]]))
-    assert not building.is_finite(torch.tensor([3e38, 3e38, float("nan")]))
+    assert is_finite(torch.full((4, 4), 3e38))
+    assert is_finite(torch.full((4,), 6e4, dtype=torch.float16))
+    assert is_finite(torch.tensor(1.0))
+    assert is_finite(torch.zeros(0, 3))
+    assert not is_finite(torch.tensor([[1.0, 2.0], [float("inf"), -float("inf")]]))
+    assert not is_finite(torch.tensor([3e38, 3e38, float("nan")]))
 
 
 def test_sound_weights_are_loaded_without_a_word(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -257,13 +258,13 @@ def _with(hf: Any, tensors: dict[str, Tensor], *, zeroed: str) -> Any:
 def test_separate_copies_every_kind_of_overlap() -> None:
     base = torch.arange(12.0)
     given = {"a": base[:8], "b": base[4:], "c": base[2:4], "d": torch.zeros(0), "e": torch.ones(2)}
-    result = building.separate(given)
+    result = load.separate(given)
     assert all(torch.equal(result[name], given[name]) for name in given)
     for name in result:
         others = {other: result[other].clone() for other in result if other != name}
         result[name].fill_(-1)
         assert all(torch.equal(result[other], others[other]) for other in others)
-    assert building.separate({"e": given["e"]})["e"] is given["e"]
+    assert load.separate({"e": given["e"]})["e"] is given["e"]
 
 
 def test_strided_tensors_of_a_pickle_are_read_right(tmp_path: Path) -> None:

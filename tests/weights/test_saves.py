@@ -333,7 +333,7 @@ def test_a_folder_that_is_saved_without_an_end_is_not_waited_for(tmp_path: Path,
 
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
     "mixtures are read": (
-        saves, "require_one_save", lambda weights, config: None,
+        saves, "ids_in", lambda fields: frozenset(),
         lambda folder: test_a_kill_at_every_step_leaves_one_model_or_says_so(ONE.save_pretrained, True, folder),
     ),
     "a configuration of others is not marked": (

@@ -275,7 +275,11 @@ def test_what_is_not_one_model_is_refused_by_name(case: str, door: str, tmp_path
 def test_the_remedies_for_several_models_choose_one(tmp_path: Path) -> None:
     path, config = tmp_path / "weights.pt", config_of(HF)
     scope = {"pl": pl, "torch": torch, "path": path, "config": config}
-    for content in ({"model": other(), "ema": other(), "x": hf_dict(HF)}, {**under("b.", other()), **under("a.")}):
+    contents = (
+        {"model": other(), "ema": other(), "x": hf_dict(HF)}, {**under("b.", other()), **under("a.")},
+        [hf_dict(HF), other()], {7: hf_dict(HF), 8: other()},
+    )  # fmt: skip
+    for content in contents:
         torch.save(content, path)
         with pytest.raises(pl.WeightsError) as caught:
             pl.load(path, config=config)

@@ -7,13 +7,13 @@ listed (`unread`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
+from pellucid.atomic import json_text
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.family.config import (
     READ,
@@ -279,7 +279,7 @@ class Config:
 
     def to_json(self) -> str:
         """`to_dict` as the text of a `config.json`."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        return json_text(self.to_dict())
 
     def replace(self, **changes: Any) -> Self:
         """This configuration with declared fields replaced (`dataclasses.replace`)."""

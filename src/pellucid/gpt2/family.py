@@ -11,7 +11,7 @@ from pellucid.family.families import Family, InTransformers, Kernels, Recognitio
 from pellucid.gpt2 import kernels, layouts, model, schema
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights import foreign, living
-from pellucid.weights.anatomy import HEAD, Anatomy
+from pellucid.weights.foreign import HEAD, Anatomy
 from pellucid.weights.living import Kind, Shown
 
 

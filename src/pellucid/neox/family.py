@@ -12,7 +12,7 @@ from pellucid.family.families import Family, InTransformers, Recognition, later
 from pellucid.neox import layouts, model, schema
 from pellucid.neox.config import GPTNeoXConfig
 from pellucid.weights import living
-from pellucid.weights.anatomy import Anatomy
+from pellucid.weights.foreign import Anatomy
 from pellucid.weights.living import Kind, Shown
 
 

@@ -17,8 +17,8 @@ from pellucid.sae import saelens
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.sae.sae_config import Activation, SaeConfig
 from pellucid.sae.saelens import Description, Overrides, no_place
-from pellucid.weights.building import convert
 from pellucid.weights.formats import read_file
+from pellucid.weights.load import convert
 from pellucid.weights.manifests import is_there, read_json
 
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}

@@ -76,7 +76,8 @@ class Batch(Listed):
 
     def _listing(self) -> Listing:
         try:
-            rows = [(_counted(len(tokens)), _joined(tokens)) for tokens in self.strings[:MOST_SHOWN]]
+            shown = self.strings[:MOST_SHOWN]
+            rows = [(f"{len(tokens)} token{'s' * (len(tokens) != 1)}", _joined(tokens)) for tokens in shown]
         except Exception:  # of ids that cannot be read, such as those on the meta device; nothing is raised here
             rows = []
         return Listing(f"Batch of {len(self)} texts in {self.shape[1]} columns", ("length", "tokens"), rows)
@@ -121,10 +122,6 @@ class Batch(Listed):
 
 MOST_SHOWN = 64
 """How many texts, and how many tokens of each, are shown."""
-
-
-def _counted(tokens: int) -> str:
-    return f"{tokens} token{'s' * (tokens != 1)}"
 
 
 def _joined(tokens: list[str]) -> str:

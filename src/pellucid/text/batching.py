@@ -177,9 +177,10 @@ class Batcher:
                 code="id-out-of-range",
                 remedy="Use this model's own tokenizer; ids of another vocabulary mean other text.",
             )
-        if positions.shape != ids.shape or int(positions.min()) < 0:
+        if positions.shape != ids.shape or positions.dtype != torch.long or int(positions.min()) < 0:
             raise ShapeError(
-                f"positions: shape {list(positions.shape)}, expected the ids' {list(ids.shape)}, counted from 0.",
+                f"positions: shape {list(positions.shape)} {positions.dtype}, expected the ids' {list(ids.shape)} "
+                "torch.int64, counted from 0.",
                 code="positions",
                 remedy="Make batches with model.tokenize, which counts positions from each text's first token.",
             )
@@ -250,13 +251,16 @@ def _mask_without_ids(what: str) -> InputError:
 
 def _require_batch(batch: Batch) -> None:
     """Refuse a batch that was put together by hand and does not hold together."""
-    if batch.ids.dtype != torch.long or batch.mask.dtype != torch.bool or batch.mask.shape != batch.ids.shape:
+    given, mask = batch.ids, batch.mask
+    if given.dtype != torch.long or mask.dtype != torch.bool or mask.shape != given.shape or given.dim() != 2:
         raise ShapeError(
-            f"Batch: ids {list(batch.ids.shape)} {batch.ids.dtype}, mask {list(batch.mask.shape)} {batch.mask.dtype}, "
-            "expected equal shapes, torch.int64 and torch.bool.",
+            f"Batch: ids {list(given.shape)} {given.dtype}, mask {list(mask.shape)} {mask.dtype}, "
+            "expected equal shapes [batch, pos], torch.int64 and torch.bool.",
             code="mask-shape",
             remedy="Make batches with model.tokenize.",
         )
+    if not given.numel() or not bool(mask.any(1).all()):
+        raise ids.empty(f"a Batch of shape {list(given.shape)}, or a row of it whose mask is all false")
 
 
 def _masks_of(given: Any, rows: Table) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from pellucid import atomic
 from pellucid.check import as_whole, path_of
-from pellucid.errors import InputError, NotFoundError, WeightsError, shown, warn
+from pellucid.errors import InputError, NotFoundError, WeightsError, shown, some, warn
 from pellucid.names.attributes import TOKENIZER, TOKENIZER_CLASS, unknown_attribute
 from pellucid.names.calls import named_arguments
 from pellucid.text import tokenizer_files
@@ -221,8 +220,7 @@ class Tokenizer(metaclass=_Named):
         own, before = listed(ids), listed(after)
         without = [token for token in own if self._backend.id_to_token(token) is None]
         if without:
-            more = f" and {len(without) - 1} more" if without[1:] else ""
-            warn(f"tokenizer: id {without[0]}{more} without a text: none of its {len(self)} tokens.")
+            warn(f"tokenizer: id {some([*map(str, without)], 1)} without a text: none of its {len(self)} tokens.")
         return self._after(own, before, skip_special_tokens=skip_special_tokens)
 
     def _after(self, own: list[int], before: list[int], *, skip_special_tokens: bool = False) -> str:
@@ -318,8 +316,7 @@ class Tokenizer(metaclass=_Named):
                 for number, token in sorted(self._backend.get_added_tokens_decoder().items())
             },
         }
-        config = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-        return {"tokenizer.json": self.to_json(), "tokenizer_config.json": config}
+        return {"tokenizer.json": self.to_json(), "tokenizer_config.json": atomic.json_text(settings)}
 
     def _usual(self) -> dict[str, str]:
         """Special tokens under transformers' names: those with a usual name that texts may hold as one token."""

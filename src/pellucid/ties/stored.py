@@ -22,7 +22,7 @@ from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, Loss, after_reload, size_of
 from pellucid.ties.standins import Refused, Reread, reread
 from pellucid.ties.subject import Declared, Subject
-from pellucid.weights import load
+from pellucid.weights.formats import Stored, read, shards_of
 from pellucid.weights.layouts import canonical_names, endings, prefixed, their_shapes
 
 
@@ -47,12 +47,12 @@ def open_stored(
     `tied` is what the configuration is to say instead of what it does, `config` one in the place of its own, `ignored`
     the fields that are left out of it. Raise `NotFoundError` or `WeightsError` if there is nothing that can be read.
     """
-    stored = load.read(path, needs_config=False)
+    stored = read(path, needs_config=False)
     given = stored.config if config is None else config
     config = None if given is None else {name: value for name, value in given.items() if name not in ignored}
     if config is not None and tied is not None:
         config["tie_word_embeddings"] = tied
-    weights = load.shards_of(stored.path)
+    weights = shards_of(stored.path)
     recorded = _recorded(weights, stored.tensors) if stored.format == "safetensors" else {}
     says = None if config is None else config.get("tie_word_embeddings", _is_tied_by_default(config))
     declared = Declared(by_config=says if isinstance(says, bool) else None, recorded=recorded or None)
@@ -77,7 +77,7 @@ def _recorded(weights: Sequence[Path], tensors: Mapping[str, Tensor]) -> dict[st
     return {name: kept for name, kept in notes.items() if kept in tensors and name not in tensors}
 
 
-def _predict(stored: load.Stored, config: Mapping[str, Any] | None) -> AfterReload:
+def _predict(stored: Stored, config: Mapping[str, Any] | None) -> AfterReload:
     if config is None:
         return AfterReload(None, None, "no config.json beside it says what would be built, so nothing can be predicted")
     blocks, count = _most_blocks(config), len(stored.tensors)
@@ -158,7 +158,7 @@ def _read_family(tensors: Mapping[str, Tensor], config: Config, hf: Layout, *, h
     return _reading(Reread(source, unread, ties, tied, None if headless else head), tensors)
 
 
-def _read_other(stored: load.Stored, config: Mapping[str, Any]) -> AfterReload:
+def _read_other(stored: Stored, config: Mapping[str, Any]) -> AfterReload:
     """Another family, or a class for another task, which transformers reads itself."""
     model_type = config.get("model_type", FAMILIES[0].name)
     kind = f"model_type {model_type!r}"

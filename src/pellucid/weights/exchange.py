@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pellucid.atomic import json_text
+from pellucid.check import attribute
 from pellucid.errors import WeightsError, warn
 from pellucid.extras import need
 from pellucid.family.families import FAMILIES, family_of
@@ -20,10 +22,11 @@ from pellucid.family.part import put_buffers, require_numbers
 from pellucid.generate import generation_settings
 from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.numerics.products import ordinary_tensors
-from pellucid.weights import foreign, living, saves
-from pellucid.weights.building import M, Model, ModelClass, describe, separate
+from pellucid.weights import living, saves
+from pellucid.weights.foreign import AS_IT_IS, uncompiled
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import from_ours
+from pellucid.weights.load import M, Model, ModelClass, describe, separate
 from pellucid.weights.own_file import write_tensors
 
 
@@ -38,8 +41,8 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
     """
     given = hf_model
     if isinstance(given, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        foreign.require_gathered(given)
-        given = foreign.uncompiled(given)
+        _require_gathered(given)
+        given = uncompiled(given)
     for family in FAMILIES:
         here = family.in_transformers
         transformers = need("transformers", "from_hf", here.model, here.base)
@@ -47,7 +50,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
             read = living.read(hf_model, here.kind)
             break
     else:
-        raise foreign.wrong_class(hf_model, [family.in_transformers for family in FAMILIES])
+        raise _wrong_class(hf_model)
     try:
         imported = to_ours({name: _copy(tensor) for name, tensor in read.tensors.items()}, read.config)
     except WeightsError as problem:
@@ -55,7 +58,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
             f"from_hf: {problem.message}",
             code=problem.code,
             remedy="Give the tensors the sizes of the rest of the model. An untied head gets the embedding's n rows by "
-            "hf_model.config.tie_word_embeddings = False; hf_model.resize_token_embeddings(n). " + foreign.AS_IT_IS,
+            "hf_model.config.tie_word_embeddings = False; hf_model.resize_token_embeddings(n). " + AS_IT_IS,
         ) from problem
     if attention == "auto":
         attention = read.attention
@@ -68,6 +71,41 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
     put_buffers(cast(nn.Module, model), {name: _copy(tensor) for name, tensor in read.buffers.items()})
     model.train(hf_model.training)
     return model
+
+
+def _require_gathered(hf_model: nn.Module) -> None:
+    """Refuse a model whose tensors lie in parts, with all of several processes, as FSDP's do."""
+    parts = [path for path, module in hf_model.named_modules() if re.match("FSDP|FullyShard", type(module).__name__)]
+    if parts:
+        raise WeightsError(
+            f"from_hf: {parts[0] or 'the model'} is sharded (FSDP), so its tensors lie in parts.",
+            code="hf-tensors",
+            remedy="Gather them with torch.distributed.checkpoint.state_dict: pl.load(get_model_state_dict(hf_model, "
+            "options=StateDictOptions(full_state_dict=True)), config=hf_model.config).",
+        )
+
+
+def _wrong_class(given: object) -> WeightsError:
+    """The error for what is no model of a known family of transformers: where it holds one, or what opens it."""
+    known = [family.in_transformers for family in FAMILIES]
+    names = [name for here in known for name in (here.model, here.base)]
+    transformers = need("transformers", "from_hf", *names)
+    models = tuple(getattr(transformers, name) for name in names)
+    name, inner = type(given).__name__, attribute(given, "model")
+    modules = given.named_modules() if isinstance(given, nn.Module) else [("model", inner)]
+    held = next((path for path, module in modules if isinstance(module, models)), None)
+    if isinstance(given, type):
+        name, remedy = f"the class {given.__name__}", f"Make a model of it: {given.__name__}.from_pretrained(name)."
+    elif held is not None:
+        place = held if all(map(str.isidentifier, held.split("."))) else f"get_submodule({held!r})"
+        remedy = f"Give the one that it holds: pl.from_hf(hf_model.{place}). What stands around it is not carried over."
+    elif isinstance(given, (str, Path, Mapping)):
+        remedy = "pl.load opens names, folders, files and state dicts."
+    elif isinstance(given, nn.Module) and type(given).__module__.startswith("pellucid."):
+        remedy = "It is one of pellucid's already; copy.deepcopy(model) makes another."
+    else:
+        remedy = "pellucid reads these of transformers only; pl.compare takes other programs that compute the same."
+    return WeightsError(f"from_hf: given {name}, expected {' or '.join(names)}.", code="hf-wrong-class", remedy=remedy)
 
 
 @ordinary_tensors()
@@ -199,4 +237,4 @@ def _config_json(config: Config, tensors: Mapping[str, Tensor]) -> str:
     fields = {name: value for name, value in config.to_dict().items() if name != "torch_dtype"}
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     fields |= {"architectures": [family_of(config).in_transformers.model], "dtype": dtype}
-    return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    return json_text(fields)

@@ -1,35 +1,31 @@
-"""Whether a module of transformers still runs transformers' own code: class, forward, hooks and tensors."""
+"""The modules that a family's class in transformers runs, and whether each of them still runs transformers' own code.
+
+They are found in a live model; what is looked at is their class, forward, hooks and tensors.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import FunctionType, ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from pellucid.check import attribute
-from pellucid.errors import WeightsError
-from pellucid.extras import need
-from pellucid.family.families import InTransformers
+from pellucid.errors import WeightsError, some
 from pellucid.numerics.products import DTYPES
 
+Classes = Mapping[str, tuple[type[nn.Module], ...]]
+"""A module's name -> the classes that may stand there; none if any may."""
+
+HEAD = "lm_head"
+
 AS_IT_IS = "pl.compare(reference, hf_model) runs the model as it is and says where it differs."
-
-
-class _Part(Protocol):
-    @property
-    def path(self) -> str: ...
-
-    @property
-    def module(self) -> nn.Module | None: ...
-
 
 _AROUND = {"OptimizedModule": "_orig_mod", "CheckpointWrapper": "_checkpoint_wrapped_module"}
 """Classes that compute what the module within them does -> its name there."""
@@ -47,43 +43,72 @@ def plain(name: str) -> str:
     return re.sub(rf"({'|'.join(_AROUND.values())})\.", "", name)
 
 
-def require_gathered(hf_model: nn.Module) -> None:
-    """Refuse a model whose tensors lie in parts, with all of several processes, as FSDP's do."""
-    parts = [path for path, module in hf_model.named_modules() if re.match("FSDP|FullyShard", type(module).__name__)]
-    if parts:
-        raise WeightsError(
-            f"from_hf: {parts[0] or 'the model'} is sharded (FSDP), so its tensors lie in parts.",
-            code="hf-tensors",
-            remedy="Gather them with torch.distributed.checkpoint.state_dict: pl.load(get_model_state_dict(hf_model, "
-            "options=StateDictOptions(full_state_dict=True)), config=hf_model.config).",
-        )
+@dataclass(frozen=True)
+class LiveModule:
+    """One module that transformers' class runs."""
+
+    path: str  # its name in the model given; "" for the model itself
+    module: nn.Module | None  # what is there, None if nothing is
+    # the class that transformers puts there, or others that compute the same; empty if any may be there
+    expected: tuple[type[nn.Module], ...]
 
 
-def more(items: Sequence[object]) -> str:
-    """How many there are beside the three that a message names."""
-    return f" and {len(items) - 3} more" if len(items) > 3 else ""
+@dataclass(frozen=True)
+class Anatomy:
+    """The modules of a family in transformers."""
+
+    headed: type[nn.Module]  # the class with a head, under `lm_head`
+    base: type[nn.Module]  # the class without
+    norm: type[nn.Module]  # the class of its norms
+    inner: str  # where the one holds the other
+    block: type[nn.Module]  # the class of a block
+    blocks: str  # where they are listed
+    around: Classes  # what stands around them
+    in_block: Classes  # what is in each, parents first
+    attention: str  # the name in a block of what attends, whose class is in `in_block`
+    eager: Callable[..., Any]  # what it attends by if it is told to be eager
+    limit: str = ""  # the field of the model's configuration that says how many blocks run; "" if all do
 
 
-def wrong_class(given: object, families: Sequence[InTransformers]) -> WeightsError:
-    """The error for what is no model of a known family of transformers: where it holds one, or what opens it."""
-    names = [name for family in families for name in (family.model, family.base)]
-    transformers = need("transformers", "from_hf", *names)
-    models = tuple(getattr(transformers, name) for name in names)
-    name, inner = type(given).__name__, attribute(given, "model")
-    modules = given.named_modules() if isinstance(given, nn.Module) else [("model", inner)]
-    held = next((path for path, module in modules if isinstance(module, models)), None)
-    if isinstance(given, type):
-        name, remedy = f"the class {given.__name__}", f"Make a model of it: {given.__name__}.from_pretrained(name)."
-    elif held is not None:
-        place = held if all(map(str.isidentifier, held.split("."))) else f"get_submodule({held!r})"
-        remedy = f"Give the one that it holds: pl.from_hf(hf_model.{place}). What stands around it is not carried over."
-    elif isinstance(given, (str, Path, Mapping)):
-        remedy = "pl.load opens names, folders, files and state dicts."
-    elif isinstance(given, nn.Module) and type(given).__module__.startswith("pellucid."):
-        remedy = "It is one of pellucid's already; copy.deepcopy(model) makes another."
-    else:
-        remedy = "pellucid reads these of transformers only; pl.compare takes other programs that compute the same."
-    return WeightsError(f"from_hf: given {name}, expected {' or '.join(names)}.", code="hf-wrong-class", remedy=remedy)
+def parts_of(hf_model: nn.Module, anatomy: Anatomy) -> Iterator[LiveModule]:
+    """Every module that runs, parents first; what stands below something unexpected is left out."""
+    root = uncompiled(hf_model)
+    headed = isinstance(root, anatomy.headed)
+    yield LiveModule("", root, (anatomy.headed if headed else anatomy.base,))
+    base = root
+    if headed:
+        base = _child(root, anatomy.inner)
+        yield LiveModule(anatomy.inner, base, (anatomy.base,))
+    if base is not None and isinstance(base, anatomy.base):
+        prefix = f"{anatomy.inner}." if headed else ""
+        yield from _below(prefix, base, anatomy.around)
+        listed, config = _child(base, anatomy.blocks), vars(base).get("config")
+        blocks = list(listed) if isinstance(listed, nn.ModuleList) else []
+        for i, block in enumerate(blocks[: getattr(config, anatomy.limit, None) if anatomy.limit else None]):
+            block = uncompiled(block)  # noqa: PLW2901
+            yield LiveModule(f"{prefix}{anatomy.blocks}.{i}", block, (anatomy.block,))
+            if isinstance(block, anatomy.block):
+                yield from _below(f"{prefix}{anatomy.blocks}.{i}.", block, anatomy.in_block)
+    if headed:
+        yield LiveModule(HEAD, _child(root, HEAD), (nn.Linear,))
+
+
+def _below(prefix: str, parent: nn.Module, expected: Classes) -> Iterator[LiveModule]:
+    wrong: list[str] = []
+    for path, classes in expected.items():
+        if path.rpartition(".")[0] in wrong:
+            continue
+        module = parent
+        for name in path.split("."):
+            module = _child(module, name)
+        if classes and not isinstance(module, classes):
+            wrong.append(path)
+        yield LiveModule(prefix + path, module, classes)
+
+
+def _child(parent: nn.Module | None, name: str) -> nn.Module | None:
+    child = getattr(parent, name, None)
+    return uncompiled(child) if isinstance(child, nn.Module) else None
 
 
 def runs_as(module: nn.Module | None, classes: tuple[type[nn.Module], ...]) -> bool:
@@ -95,12 +120,12 @@ def runs_as(module: nn.Module | None, classes: tuple[type[nn.Module], ...]) -> b
     )
 
 
-def require_own_forwards(parts: Sequence[_Part]) -> None:
+def require_own_forwards(parts: Sequence[LiveModule]) -> None:
     """Refuse a forward that was put in the place of transformers', in one module or in its class."""
     patched = [part.path or "the model" for part in parts if part.module is not None and _is_patched(part.module)]
     if patched:
         raise WeightsError(
-            f"from_hf: {', '.join(patched[:3])}{more(patched)} runs another forward than transformers'.",
+            f"from_hf: {some(patched)} runs another forward than transformers'.",
             code="hf-patched-forward",
             remedy="Undo the patch: `del module.forward` if a module was patched; accelerate.hooks."
             "remove_hook_from_module(hf_model, recurse=True) or accelerator.unwrap_model(hf_model) if accelerate "
@@ -115,7 +140,7 @@ def require_own_functions(direction: str, hf_model: nn.Module) -> None:
     found = sorted(name for home in homes for name in _replaced(home))
     if found:
         raise WeightsError(
-            f"{direction}: {', '.join(found[:3])}{more(found)} is not transformers' own, and its classes call it.",
+            f"{direction}: {some(found)} is not transformers' own, and its classes call it.",
             code="hf-patched-forward",
             remedy=f"Open the model in a new process, before anything puts a function there. {AS_IT_IS}",
         )
@@ -139,7 +164,7 @@ def _is_patched(module: nn.Module) -> bool:
     return not (is_own and _is_of(written, "transformers", "torch"))
 
 
-def require_no_hooks(parts: Sequence[_Part]) -> None:
+def require_no_hooks(parts: Sequence[LiveModule]) -> None:
     """Refuse hooks of the forward pass, which may change what it computes and would not be copied.
 
     Those by which transformers looks on are no obstacle. Hooks of the backward pass stay behind.
@@ -156,7 +181,7 @@ def require_no_hooks(parts: Sequence[_Part]) -> None:
     found += [f"every module has the hook {_name(hook)}" for hook in everywhere if not _only_looks(hook)]
     if found:
         raise WeightsError(
-            f"from_hf: {'; '.join(found[:3])}{more(found)}, which may change what the model computes.",
+            f"from_hf: {some(found, separator='; ')}, which may change what the model computes.",
             code="hf-hooks",
             remedy="Remove hooks first: handle.remove(), or module._forward_hooks.clear() and "
             "module._forward_pre_hooks.clear(). They work on the copy as well: "
@@ -165,7 +190,7 @@ def require_no_hooks(parts: Sequence[_Part]) -> None:
 
 
 def attention_of(
-    parts: Sequence[_Part], base: type[nn.Module], attention: type[nn.Module], eager: Callable[..., Any]
+    parts: Sequence[LiveModule], base: type[nn.Module], attention: type[nn.Module], eager: Callable[..., Any]
 ) -> str:
     """How a model attends, in our words: "eager" if each of its blocks does so explicitly, else "auto".
 
@@ -211,7 +236,7 @@ def require_dense(tensors: dict[str, Tensor]) -> None:
     ]
     if wrong:
         raise WeightsError(
-            f"from_hf: {'; '.join(wrong[:3])}{more(wrong)}, expected dense tensors of {', '.join(DTYPES)}.",
+            f"from_hf: {some(wrong, separator='; ')}, expected dense tensors of {', '.join(DTYPES)}.",
             code="hf-tensors",
             remedy="Load the model without quantisation or sharding, or bring its tensors back: hf_model.dequantize() "
             "of a quantised one, hf_model.float() of another dtype.",
@@ -289,20 +314,9 @@ def _module(function: object) -> str:
     return getattr(function, "__module__", None) or type(function).__module__
 
 
-def remedy(modules: Iterable[nn.Module | None]) -> str | None:
-    """What to do about modules that adapt or quantise others; None if none of these does."""
-    for module in modules:
-        where = f"{type(module).__module__}.{type(module).__name__}"
-        if module is not None and (hasattr(module, "base_layer") or re.search("peft|lora", where, re.IGNORECASE)):
-            return "Merge the adapters into the weights first: hf_model = peft_model.merge_and_unload()."
-        if re.search("bitsandbytes|quant|gptq|awq|hqq|eetq|8bit|4bit", where, re.IGNORECASE):
-            return "Load the model without quantisation, or give its weights back: hf_model.dequantize()."
-    return None
-
-
 def _is_of(function: object, *packages: str) -> bool:
     """Whether a function, and each that it wraps, was written in one of these packages."""
-    folders = tuple(f"{folder}/" for package in packages for folder in _folders(package))
+    folders = tuple(f"{folder}/" for package in packages for folder in sys.modules[package].__path__)
     chain = [*_wrapped(function)]
     return bool(chain) and all(file.startswith(folders) for file in chain)
 
@@ -318,11 +332,6 @@ def _wrapped(function: Any) -> Iterator[str]:
         code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
         yield "" if code is None else code.co_filename
         function = getattr(function, "__wrapped__", None)
-
-
-@functools.cache
-def _folders(package: str) -> tuple[str, ...]:
-    return tuple(str(Path(folder)) for folder in sys.modules[package].__path__)
 
 
 def _name(function: object) -> str:

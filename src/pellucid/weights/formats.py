@@ -1,4 +1,4 @@
-"""One file in, tensors out: safetensors, PyTorch pickles and llm.c binaries.
+"""A folder, a file or a state dict in, tensors out: safetensors, PyTorch pickles and llm.c binaries.
 
 Every reader maps the file into memory privately: nothing is copied until it is written to, and a write changes
 the process's own page, never the file. A pickle is read by PyTorch's restricted unpickler only, which builds
@@ -12,18 +12,24 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pellucid.errors import WeightsError, shown
-from pellucid.weights.kinds import refuse_archive, unknown_format
-from pellucid.weights.layouts import find_weights
-from pellucid.weights.manifests import each_once, reading, require_regular, unreadable
+from pellucid.errors import ConfigError, NotFoundError, WeightsError, printable, shown
+from pellucid.family.layout import EMBED, HEAD
+from pellucid.weights import hub, saves
+from pellucid.weights.kinds import no_weights, only_weights, refuse_archive, unknown_format
+from pellucid.weights.layouts import IN_MEMORY, endings, find_weights
+from pellucid.weights.leftovers import listed
+from pellucid.weights.manifests import each_once, is_there, read_index, read_json, reading, require_regular, unreadable
 from pellucid.weights.pickles import read_pickle
+
+FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
+"""Where a folder keeps its weights, the best first; the last is what nanoGPT's train.py writes."""
 
 LLMC_MAGIC = 20240326
 _LLMC_HEADER = 256
@@ -31,19 +37,124 @@ _LLMC_DTYPES = {3: torch.float32, 5: torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Content:
-    """What one file holds."""
+class Stored:
+    """What was found, before anyone asked what it means."""
 
-    format: str  # `safetensors`, `pickle` or `llm.c`
-    tensors: dict[str, Tensor]  # names as the file has them, dense tensors on the CPU, in the file's dtypes
-    config: Mapping[str, Any] | None = None  # fields in transformers' names, if the file itself has them (llm.c)
-    model_args: Mapping[str, Any] | None = None  # nanoGPT's own description of the model, if the file has it
-    key: str = ""  # where in the file the tensors lie; "" for the whole of it
-    beside: tuple[str, ...] = ()  # the keys of what lies beside them
+    path: Path  # the weights file, or the index of the shards
+    format: str  # `safetensors`, `pickle`, `llm.c`, or `mapping` if it was in memory
+    # under the names that they have there, dense, on the CPU, in the dtypes stored; mapped privately from a file
+    tensors: dict[str, Tensor]
+    # the fields of `config.json` or of the file's own header, in transformers' names; None if there are none
+    config: Mapping[str, Any] | None = None
+    model_args: Mapping[str, Any] | None = None  # nanoGPT's description of the model, if the file has it
+    # where in a file the tensors lie, and what lies beside them, for the provenance
+    notes: Mapping[str, str] = field(default_factory=dict)
     how: str = ""  # how to get the tensors in Python, for remedies
+    saves: frozenset[str] = frozenset()  # the ids of the saves that wrote it, see `pellucid.weights.saves`
 
 
-def read_file(path: Path) -> Content:
+def read(path: Path, *, needs_config: bool = True) -> Stored:
+    """Read a folder (`config.json` and weights, single or sharded) or one weights file.
+
+    A file's configuration is the one in its own header, or else the `config.json` beside it.
+    """
+    with reading(path):
+        is_folder = path.is_dir()
+    weights = _best_weights(path) if is_folder else path
+    beside = weights.parent / "config.json"
+    config = read_json(beside, ConfigError, "config-not-json") if is_there(beside) else None
+    found = _read_shards(weights) if weights.name.endswith(".index.json") else read_file(weights)
+    if not found.tensors:
+        raise WeightsError(
+            f"{weights}: holds no tensors.", code="no-tensors", remedy="Download or write the file again."
+        )
+    if is_folder and needs_config and config is None and found.config is None and found.model_args is None:
+        raise NotFoundError(
+            f"{path}: no config.json beside {weights.name}.",
+            code="config-not-found",
+            remedy="Add the config.json of this model, or pass config=; the number of heads, among other "
+            "things, cannot be inferred from the tensors.",
+        )
+    if found.saves and len(found.saves | saves.ids_in(config)) > 1:
+        raise saves.mixed(shards_of(weights))
+    return found if found.config is not None else replace(found, config=config)
+
+
+def in_memory(tensors: Mapping[str, Any]) -> Stored:
+    """A state dict, or what `torch.load` gave, as if it had been read from a file.
+
+    Its tensors are copied to the processor, so that no later change of theirs reaches the model.
+    """
+    found = _unpack(IN_MEMORY, tensors, "mapping")
+    copies = {name: tensor.to("cpu", copy=True) for name, tensor in found.tensors.items()}
+    return replace(found, path=Path("mapping"), format="mapping", tensors=copies)
+
+
+def shards_of(weights: Path) -> list[Path]:
+    """The files that hold the tensors: those that an index names, or the one file itself."""
+    if not weights.name.endswith(".index.json"):
+        return [weights]
+    return [weights.parent / shard for shard in sorted(set(read_index(weights).values()))]
+
+
+def _best_weights(folder: Path) -> Path:
+    for name in FOLDER_FILES:
+        if is_there(folder / name):
+            return folder / name
+    with reading(folder):
+        others = sorted(entry.name for entry in folder.iterdir())
+    alone = only_weights(folder, others)
+    if len(alone) == 1:
+        return folder / alone[0]
+    raise no_weights(folder, FOLDER_FILES, others, alone)
+
+
+def _read_shards(index: Path) -> Stored:
+    weight_map = read_index(index)
+    tensors: dict[str, Tensor] = {}
+    ids = frozenset[str]()
+    found: Stored | None = None
+    for shard in sorted(set(weight_map.values())):
+        if not is_there(index.parent / shard):
+            raise NotFoundError(
+                f"{index}: names {shard}, which is not in the folder.",
+                code="shard-missing",
+                remedy=f"Download {shard} into {index.parent}.",
+            )
+        found = read_file(index.parent / shard)
+        # A tied model writes its matrix once, although its index may give both names; whether one of them is missing is
+        # known with the configuration.
+        tied = (*endings(EMBED), *endings(HEAD))
+        promised = {name for name, file in weight_map.items() if file == shard and not name.endswith(tied)}
+        absent, twice = sorted(promised - set(found.tensors)), sorted(set(found.tensors) & set(tensors))
+        if absent or twice:
+            raise WeightsError(
+                f"{index.parent / shard}: "
+                + (f"lacks {', '.join(absent[:8])}, which the index promises" if absent else "")
+                + (f"repeats {', '.join(twice[:8])} of another shard" if twice else "")
+                + ".",
+                code="shard-mismatch",
+                remedy="Download index and shards again, of one revision.",
+            )
+        tensors.update(found.tensors)
+        ids |= found.saves
+    assert found is not None, "read_index refuses an empty weight_map"
+    read, ending = _READERS.get(found.format, ("", ""))
+    how = (
+        f"{{name: tensor for shard in pathlib.Path({str(index.parent)!r}).glob('*-of-*.{ending}') "
+        f"for name, tensor in {read}(shard).items()}}"
+    )
+    return replace(found, path=index, tensors=tensors, how=how, saves=ids)
+
+
+_READERS = {
+    "safetensors": ("safetensors.torch.load_file", "safetensors"),
+    "pickle": ("torch.load", "bin"),
+}
+"""Other libraries' functions that read a shard, and how its name ends."""
+
+
+def read_file(path: Path) -> Stored:
     """Read one weights file; its first bytes, not its name, tell the format."""
     require_regular(path)
     with reading(path), path.open("rb") as file:
@@ -56,23 +167,25 @@ def read_file(path: Path) -> Content:
         )
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1] in range(2, 6) and start[8:9] != b"{"):
         refuse_archive(path)
-        return unpack(str(path), read_pickle(path), f"torch.load({str(path)!r})")
+        return _unpack(str(path), read_pickle(path), f"torch.load({str(path)!r})")
     if struct.unpack("<i", start[:4])[0] == LLMC_MAGIC:
         return _read_llmc(path)
     if start[8:9] == b"{":
-        return Content("safetensors", _read_safetensors(path), how=f"safetensors.torch.load_file({str(path)!r})")
+        return _read_safetensors(path)
     raise unknown_format(path)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> Stored:
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            ids = saves.ids_in(file.metadata())
         with path.open("rb") as head:  # of a tensor that its header gives twice the library takes the last
             json.loads(head.read(int.from_bytes(head.read(8), "little")), object_pairs_hook=each_once)
-        return found
+        how = f"safetensors.torch.load_file({str(path)!r})"
+        return Stored(path, "safetensors", tensors, how=how, saves=ids)
     except OSError as problem:
         raise unreadable(path, problem) from problem
     # The library's own exception derives from Exception directly, and PyTorch adds RuntimeError, TypeError and
@@ -85,7 +198,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from problem
 
 
-def unpack(where: str, content: Any, how: str) -> Content:
+def _unpack(where: str, content: Any, how: str) -> Stored:
     """The weights in what was saved, wherever they lie in it, and nanoGPT's `model_args` beside them."""
     found = find_weights(where, content)
     model_args = content.get("model_args") if isinstance(content, Mapping) and found.path else None
@@ -97,8 +210,12 @@ def unpack(where: str, content: Any, how: str) -> Content:
         )
     tensors = {name: _plain(where, name, value) for name, value in found.tensors.items()}
     _require_own_numbers(where, tensors)
-    keys = "".join(f"[{key if key.isdecimal() else repr(key)}]" for key in found.path)
-    return Content("pickle", tensors, None, model_args, ".".join(found.path), found.beside, how + keys)
+    notes = {"key": ".".join(map(str, found.path)), "beside": listed(found.beside, 20)}
+    return Stored(
+        Path(where), "pickle", tensors, None, model_args,
+        {name: printable(note) for name, note in notes.items() if note},
+        how + "".join(f"[{key!r}]" for key in found.path),
+    )  # fmt: skip
 
 
 def _plain(where: str, name: str, tensor: Tensor) -> Tensor:
@@ -141,7 +258,7 @@ def _require_own_numbers(where: str, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _read_llmc(path: Path) -> Content:
+def _read_llmc(path: Path) -> Stored:
     """llm.c's model file: 256 int32 of header, then each parameter for all layers before the next one.
 
     Source: `gpt2_write_to_checkpoint` in llm.c's train_gpt2.cu. The vocabulary is padded to a multiple of 128
@@ -181,7 +298,7 @@ def _read_llmc(path: Path) -> Content:
         "vocab_size": vocab, "n_positions": positions, "n_embd": width, "n_layer": layers, "n_head": heads,
         "activation_function": "gelu_new", "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
     }  # fmt: skip
-    return Content("llm.c", tensors, config)
+    return Stored(path, "llm.c", tensors, config)
 
 
 def _llmc_layer(width: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -201,24 +318,3 @@ def _llmc_error(path: Path, what: str, code: str) -> WeightsError:
         code=code,
         remedy="Write the file again with llm.c's train_gpt2, version 3 or 5.",
     )
-
-
-def config_of_model_args(model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """nanoGPT's `model_args` in transformers' names.
-
-    Its MLP has used `nn.GELU()`, which is the exact (erf) one, since 2023; earlier versions had tanh's.
-    """
-    dropout = model_args.get("dropout", 0.0)
-    renamed = {"block_size": "n_positions"}
-    sizes = {
-        renamed.get(name, name): model_args[name]
-        for name in ("vocab_size", "block_size", "n_embd", "n_layer", "n_head")
-        if name in model_args
-    }
-    return {
-        **sizes,
-        "activation_function": "gelu",
-        "embd_pdrop": dropout,
-        "attn_pdrop": dropout,
-        "resid_pdrop": dropout,
-    }

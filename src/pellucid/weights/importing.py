@@ -68,12 +68,11 @@ def to_ours(tensors: Mapping[str, Tensor], config: Config, how: str = "model.sta
     ours = _transform(theirs, schema, layout)
     if layout.refuse_ours is not None:
         layout.refuse_ours(ours)
-    imported = _settle_head(ours, config, layout)
-    beneath = [name for name in tensors if ".base_layer." in name]
-    remarks = (
-        [f"names such as {beneath[0]} are those of a model beneath adapters, which are not here"] if beneath else []
-    )
-    return replace(imported, remarks=(*imported.remarks, *remarks), left_out={**left_out, **copies}, filled=filled)
+    config, remark = _settle_head(ours, config, layout)
+    remarks = [remark] if remark else []
+    if beneath := next((name for name in tensors if ".base_layer." in name), None):
+        remarks.append(f"names such as {beneath} are those of a model beneath adapters, which are not here")
+    return Imported(ours, config, layout.name, tuple(remarks), {**left_out, **copies}, filled)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -319,36 +318,27 @@ def _unknown_layout(tensors: Mapping[str, Tensor]) -> WeightsError:
     )
 
 
-def _settle_head(ours: dict[str, Tensor], config: Config, layout: Layout) -> Imported:
+def _settle_head(ours: dict[str, Tensor], config: Config, layout: Layout) -> tuple[Config, str]:
     """Tied, untied, or declared tied and different: what transformers 5.23 does, except that it warns only.
 
-    A head that an untied configuration promises and the file lacks, which it would draw at random, was refused
-    before. Two different matrices under a tied configuration are both kept.
+    A head that an untied configuration promises and the file lacks, which it would draw at random, is refused. Two
+    different matrices under a tied configuration are both kept. Returns the configuration and a remark, perhaps "".
     """
-    head = ours.pop(HEAD, None)
-    if head is None:
-        if not config.tie_word_embeddings:
-            raise WeightsError(
-                f"weights in the layout {layout.name!r}: no {_head_name(layout)}, and tie_word_embeddings is false.",
-                code="head-missing",
-                remedy="Give the weights with their head, or tie_word_embeddings=true if it was trained tied.",
-            )
-        return Imported(ours, config, layout.name)
-    embedding = ours.get(EMBED)
-    if not config.tie_word_embeddings:
-        return Imported({**ours, HEAD: head}, config, layout.name)
-    if embedding is None:
-        return Imported({EMBED: head.t(), **ours}, config, layout.name)
-    if same_numbers(embedding, head.t()):
-        return Imported(ours, config, layout.name)
-    return Imported(
-        {**ours, HEAD: head},
-        config.replace(tie_word_embeddings=False),
-        layout.name,
-        (
-            f"the configuration says that {_head_name(layout)} is the embedding, but the two differ: both are kept, "
-            "and the model is untied, as in transformers 5",
-        ),
+    head = ours.get(HEAD)
+    if head is None and not config.tie_word_embeddings:
+        raise WeightsError(
+            f"weights in the layout {layout.name!r}: no {_head_name(layout)}, and tie_word_embeddings is false.",
+            code="head-missing",
+            remedy="Give the weights with their head, or tie_word_embeddings=true if it was trained tied.",
+        )
+    if head is None or not config.tie_word_embeddings:
+        return config, ""
+    if EMBED not in ours or same_numbers(ours[EMBED], head.t()):
+        ours.setdefault(EMBED, ours.pop(HEAD).t())
+        return config, ""
+    return config.replace(tie_word_embeddings=False), (
+        f"the configuration says that {_head_name(layout)} is the embedding, but the two differ: both are kept, "
+        "and the model is untied, as in transformers 5"
     )
 
 

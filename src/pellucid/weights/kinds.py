@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pellucid.errors import NotFoundError, WeightsError
 from pellucid.weights.leftovers import ADAPTERS, DEEPSPEED_REMEDY, MEGATRON_REMEDY, TENSORFLOW_REMEDY, listed
-from pellucid.weights.manifests import STAND_INS, FileKind, is_there, reading, require_regular
+from pellucid.weights.manifests import SHARD, STAND_INS, FileKind, is_there, reading, require_regular
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)$")
 _NO_WEIGHTS = re.compile(
@@ -157,10 +157,6 @@ def refuse_archive(path: Path) -> None:
         )
 
 
-_SHARD = re.compile(r"-\d+-of-(\d+)(?=\.)")
-"""What tells the name of a shard from that of a whole."""
-
-
 def only_weights(folder: Path, names: Sequence[str]) -> list[str]:
     """Those of a folder's files that may be a model's weights, by their first bytes and by what lies beside them."""
     if any(kind.has(name, b"") for kind in _PARTS for name in names):
@@ -170,7 +166,7 @@ def only_weights(folder: Path, names: Sequence[str]) -> list[str]:
 
 def _may_hold_weights(path: Path) -> bool:
     """Whether a file may hold a model's weights, by its name and its first bytes."""
-    if not _WEIGHTS.search(path.name) or _NO_WEIGHTS.search(path.name):
+    if not _WEIGHTS.search(path.name) or _NO_WEIGHTS.search(path.name) or path.is_dir():  # Lightning has last.ckpt/
         return False
     start = _start(path)
     return not any(kind.has(path.name, start) for kind in (*_FILES, *_OTHERS))
@@ -188,23 +184,13 @@ def _files_below(folder: Path) -> list[Path]:
     return found
 
 
-def require_whole(path: Path) -> None:
-    """Refuse a file whose name says that it is one of several shards, whose index lies beside it."""
-    shard = _SHARD.search(path.name)
-    index = path.parent / f"{_SHARD.sub('', path.name)}.index.json"  # with_name refuses ".", which has no name
-    if shard is not None and int(shard[1]) > 1 and is_there(index):
-        raise WeightsError(
-            f"{path}: one of {int(shard[1])} shards.", code="shard-alone", remedy=f"Give their index, {str(index)!r}."
-        )
-
-
 def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], several: Sequence[str]) -> WeightsError:
     """The error for a folder without weights that are read, with what it is."""
-    shard = next((name for name in several if _SHARD.search(name)), None)
+    shard = next((name for name in several if SHARD.search(name)), None)
     if shard is not None:
         return _without_weights(
             f"{folder}: shards without their index: {listed(several, 8)}.",
-            f"Put the index of the same revision beside them: {_SHARD.sub('', shard)}.index.json.",
+            f"Put the index of the same revision beside them: {SHARD.sub('', shard)}.index.json.",
         )
     if len(several) > 1:
         return _without_weights(

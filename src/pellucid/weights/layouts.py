@@ -217,7 +217,7 @@ _STATE_OF_TRAINING = ("optim", "grad", "exp_avg", "momentum", "scheduler", "scal
 class Found:
     """The weights in what was saved."""
 
-    path: tuple[str, ...]  # the keys that lead to them
+    path: tuple[Any, ...]  # the keys that lead to them, or numbers in a list
     tensors: dict[str, Tensor]  # under the names that they have there
     beside: tuple[str, ...] = ()  # the keys of what stands beside them
 
@@ -236,7 +236,9 @@ def find_weights(where: str, content: object) -> Found:
         )
     own = {path: tensors for path, tensors in dicts.items() if not _of_training(path)} or dicts
     models = {path: tensors for path, tensors in own.items() if prefixes_of(tensors)}
-    joined = {".".join((*path, name)): tensor for path, tensors in own.items() for name, tensor in tensors.items()}
+    joined = {
+        ".".join(map(str, (*path, name))): tensor for path, tensors in own.items() for name, tensor in tensors.items()
+    }
     if not models and (prefixes_of(joined) or kind_of(joined)):  # a mapping for every module, one within the other
         return Found((), joined)
     if models:
@@ -255,9 +257,9 @@ def _kind(content: object) -> str:
     return f"{type(content).__name__}{size}"
 
 
-def _dicts_of(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+def _dicts_of(content: object) -> Iterator[tuple[tuple[Any, ...], dict[str, Tensor]]]:
     """Every mapping in what was saved, with the tensors that it holds itself under names."""
-    waiting: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
+    waiting: deque[tuple[tuple[Any, ...], object]] = deque([((), content)])
     seen: set[int] = set()
     while waiting and len(seen) < _MOST:
         path, value = waiting.popleft()
@@ -268,7 +270,7 @@ def _dicts_of(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tens
         if isinstance(value, Mapping):
             named = {name: as_tensor(value) for name, value in entries.items() if isinstance(name, str)}
             yield path, {name: tensor for name, tensor in named.items() if tensor is not None}
-        waiting += [((*path, str(key)), e) for key, e in entries.items() if isinstance(e, (Mapping, list, tuple))]
+        waiting += [((*path, key), e) for key, e in entries.items() if isinstance(e, (Mapping, list, tuple))]
 
 
 def _entries(value: object) -> Mapping[Any, Any]:
@@ -277,16 +279,16 @@ def _entries(value: object) -> Mapping[Any, Any]:
     return dict(enumerate(cast("list[Any]", value)[:_MOST])) if isinstance(value, (list, tuple)) else {}
 
 
-def _of_training(path: tuple[str, ...]) -> bool:
-    return any(key.lower().startswith(_STATE_OF_TRAINING) for key in path)
+def _of_training(path: tuple[Any, ...]) -> bool:
+    return any(str(key).lower().startswith(_STATE_OF_TRAINING) for key in path)
 
 
-def _beside(content: object, path: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def _beside(content: object, path: tuple[Any, ...], tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """The keys on the way to the weights that were not taken."""
     for taken in path:
         entries = _entries(content)
-        yield from (str(key) for key in entries if str(key) != taken)
-        content = next(value for key, value in entries.items() if str(key) == taken)
+        yield from (str(key) for key in entries if key != taken)
+        content = entries[taken]
     yield from (str(key) for key in _entries(content) if key not in tensors)
 
 
@@ -300,7 +302,7 @@ def _refuse_others(where: str, joined: Mapping[str, Tensor]) -> None:
             )
 
 
-def _refuse_several(where: str, models: Mapping[tuple[str, ...], dict[str, Tensor]]) -> None:
+def _refuse_several(where: str, models: Mapping[tuple[Any, ...], dict[str, Tensor]]) -> None:
     first, *others = models.values()
     if all(_same(first, other) for other in others):
         return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pellucid.errors import WeightsError, printable
+from pellucid.errors import WeightsError, printable, some
 from pellucid.family.families import one_of_them
 
 
@@ -225,10 +225,7 @@ def described(left_out: Mapping[str, str]) -> str:
     reasons: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         reasons.setdefault(reason, []).append(name)
-    parts = [
-        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({why})" for why, names in reasons.items()
-    ]
-    return printable("; ".join(parts))
+    return printable("; ".join(f"{some(names, 1)} ({why})" for why, names in reasons.items()))
 
 
 def listed(items: Sequence[str], most: int = 12, separator: str = ", ") -> str:

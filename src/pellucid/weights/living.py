@@ -7,20 +7,21 @@ its forward, its hooks, its constants and its tensors. A family says what there 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.errors import ConfigError, WeightsError, printable, shown
+from pellucid.errors import ConfigError, WeightsError, printable, shown, some
 from pellucid.family.config import AT_LOADING
 from pellucid.family.json_config import Config
 from pellucid.family.part import require_numbers
 from pellucid.family.rotary import FREQUENCIES, Rotary
 from pellucid.weights import foreign
-from pellucid.weights.anatomy import HEAD, Anatomy, LiveModule, parts_of
+from pellucid.weights.foreign import AS_IT_IS, HEAD, Anatomy, LiveModule, parts_of
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,9 @@ def _require_classes(parts: Sequence[LiveModule], kind: Kind) -> None:
         raise wrong_head(head[0].module, kind.config)
     if wrong:
         raise WeightsError(
-            f"from_hf: {'; '.join(map(_said, wrong[:3]))}{foreign.more(wrong)}.",
+            f"from_hf: {some([*map(_said, wrong)], separator='; ')}.",
             code="hf-part",
-            remedy=f"{foreign.remedy(part.module for part in wrong) or _OTHERWISE} {foreign.AS_IT_IS}",
+            remedy=f"{_remedy(part.module for part in wrong) or _OTHERWISE} {AS_IT_IS}",
         )
 
 
@@ -168,7 +169,7 @@ def _said(part: LiveModule) -> str:
 def wrong_head(head: object, config: type[Config]) -> WeightsError:
     """The error for an output head that is not a matrix."""
     said = str(head).partition("(\n")[0]
-    changed = foreign.remedy([head]) if isinstance(head, nn.Module) else None
+    changed = _remedy([head]) if isinstance(head, nn.Module) else None
     return WeightsError(
         f"from_hf: the head is {said}, expected a plain Linear without bias.",
         code="hf-head",
@@ -176,6 +177,17 @@ def wrong_head(head: object, config: type[Config]) -> WeightsError:
         or f"Put a torch.nn.Linear({config.about.width}, vocab_size, bias=False) in its place; "
         f"{config.about.family} has no other head.",
     )
+
+
+def _remedy(modules: Iterable[nn.Module | None]) -> str | None:
+    """What to do about modules that adapt or quantise others; None if none of these does."""
+    for module in modules:
+        where = f"{type(module).__module__}.{type(module).__name__}"
+        if module is not None and (hasattr(module, "base_layer") or re.search("peft|lora", where, re.IGNORECASE)):
+            return "Merge the adapters into the weights first: hf_model = peft_model.merge_and_unload()."
+        if re.search("bitsandbytes|quant|gptq|awq|hqq|eetq|8bit|4bit", where, re.IGNORECASE):
+            return "Load the model without quantisation, or give its weights back: hf_model.dequantize()."
+    return None
 
 
 def _require_apart(named: dict[str, nn.Module], anatomy: Anatomy) -> None:
@@ -187,7 +199,7 @@ def _require_apart(named: dict[str, nn.Module], anatomy: Anatomy) -> None:
             raise WeightsError(
                 f"from_hf: {path} is the same module as {first}, expected one of its own.",
                 code="hf-shared",
-                remedy=f"Give it one: {_apart(path, first, anatomy)}. {foreign.AS_IT_IS}",
+                remedy=f"Give it one: {_apart(path, first, anatomy)}. {AS_IT_IS}",
             )
 
 
@@ -267,7 +279,7 @@ def require_as_configured(named: dict[str, nn.Module], config: Any, kind: Kind) 
 def differs(differing: Sequence[str]) -> WeightsError:
     """The error for constants that are not those of the configuration."""
     return WeightsError(
-        f"from_hf: the model is not what its configuration says: {'; '.join(differing[:3])}{foreign.more(differing)}.",
+        f"from_hf: the model is not what its configuration says: {some(differing, separator='; ')}.",
         code="hf-differs-from-config",
         remedy="Set these to what the configuration says, or the field of hf_model.config to what they are.",
     )

@@ -1,165 +1,81 @@
-"""Open a model, wherever it comes from, and write it so that transformers opens it too.
+"""Open a model, wherever it comes from: what was read becomes a model around checked tensors.
 
-The model class is an argument: weights know nothing of the model but the stored names and this protocol.
+The model class is an argument: weights know nothing of the model but the stored names and these protocols.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest, printable, shown
+from pellucid.errors import ConfigError, WeightsError, nearest, shown, some, warn
 from pellucid.family.families import FAMILIES, class_for, config_named, config_of
 from pellucid.family.json_config import Config
-from pellucid.family.layout import EMBED, HEAD
+from pellucid.family.layout import HEAD
+from pellucid.family.part import is_finite
 from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.numerics.freed_memory import give_back
-from pellucid.numerics.products import DTYPES, ordinary_tensors
+from pellucid.numerics.products import DTYPES, Execution, ordinary_tensors
 from pellucid.text import tokenizer_files
 from pellucid.weights import hub, saves
-from pellucid.weights.building import M, ModelClass, convert, describe, dtype_names
-from pellucid.weights.exchange import from_hf, save_pretrained, to_hf
-from pellucid.weights.formats import Content, config_of_model_args, read_file, unpack
+from pellucid.weights.formats import Stored, in_memory, read
 from pellucid.weights.hub import HubOptions
 from pellucid.weights.hub_answers import no_name
-from pellucid.weights.importing import to_ours
-from pellucid.weights.kinds import no_weights, only_weights, require_whole
-from pellucid.weights.layouts import IN_MEMORY, endings
-from pellucid.weights.leftovers import listed
-from pellucid.weights.manifests import is_there, read_index, read_json, reading
-
-FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
-"""Where a folder keeps its weights, the best first; the last is what nanoGPT's train.py writes."""
+from pellucid.weights.importing import Imported, to_ours
+from pellucid.weights.leftovers import described, listed
+from pellucid.weights.manifests import refuse_single_shard
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What was found on disk, before anyone asked what it means."""
+class Model(Protocol):
+    """What loading and saving need of a model."""
 
-    path: Path  # the weights file, or the index of the shards
-    format: str  # `safetensors`, `pickle` or `llm.c`
-    tensors: dict[str, Tensor]  # under the file's names, in the file's dtypes, mapped privately from the file
-    config: Mapping[str, Any] | None  # the fields of `config.json` or of the file's own header; None if there are none
-    model_args: Mapping[str, Any] | None = None  # nanoGPT's description of the model, if the file has it
-    # what else is to be known of the reading, for the provenance
-    notes: Mapping[str, str] = field(default_factory=dict)
-    how: str = ""  # how to get the tensors in Python, for remedies
+    config: Config
+    tokenizer: Any
+    provenance: dict[str, str]
+    training: bool
+    execution: Execution
 
+    @property
+    def generation(self) -> GenerationSettings:
+        """What its `generation_config.json`, or else its configuration, says."""
+        ...
 
-def read(path: Path, *, needs_config: bool = True) -> Stored:
-    """Read a folder (`config.json` and weights, single or sharded) or one weights file.
+    def state_dict(self) -> dict[str, Tensor]:
+        """The stored tensors, the head among them only when it is untied."""
+        ...
 
-    A file's configuration is the one in its own header, or else the `config.json` beside it.
-    """
-    with reading(path):
-        is_folder = path.is_dir()
-    weights = _best_weights(path) if is_folder else path
-    beside = weights.parent / "config.json"
-    config = read_json(beside, ConfigError, "config-not-json") if is_there(beside) else None
-    content = _read_shards(weights) if weights.name.endswith(".index.json") else read_file(weights)
-    if not content.tensors:
-        raise WeightsError(
-            f"{weights}: holds no tensors.", code="no-tensors", remedy="Download or write the file again."
-        )
-    if is_folder and needs_config and config is None and content.config is None and content.model_args is None:
-        raise NotFoundError(
-            f"{path}: no config.json beside {weights.name}.",
-            code="config-not-found",
-            remedy="Add the config.json of this model, or pass config=; the number of heads, among other "
-            "things, cannot be inferred from the tensors.",
-        )
-    if content.format == "safetensors":
-        saves.require_one_save(shards_of(weights), config)
-    own = content.config if content.config is not None else config
-    return Stored(weights, content.format, content.tensors, own, content.model_args, notes_of(content), content.how)
+    def train(self, mode: bool = True) -> Any:
+        """Switch between training and evaluation."""
+        ...
 
 
-def in_memory(tensors: Mapping[str, Any]) -> Stored:
-    """A state dict, or what `torch.load` gave, as if it had been read from a file.
-
-    Its tensors are copied to the processor, so that no later change of theirs reaches the model.
-    """
-    content = unpack(IN_MEMORY, tensors, "mapping")
-    copies = {name: tensor.to("cpu", copy=True) for name, tensor in content.tensors.items()}
-    return Stored(Path("mapping"), "mapping", copies, None, content.model_args, notes_of(content), content.how)
+M_co = TypeVar("M_co", bound=Model, covariant=True)
+M = TypeVar("M", bound=Model)
 
 
-def notes_of(content: Content) -> dict[str, str]:
-    """Where in a file the weights were found, and what lies beside them."""
-    notes = {"key": content.key, "beside": listed(content.beside, 20)}
-    return {name: printable(note) for name, note in notes.items() if note}
+class ModelClass(Protocol[M_co]):
+    """What builds a model around tensors, without copying them."""
 
-
-def shards_of(weights: Path) -> list[Path]:
-    """The files that hold the tensors: those that an index names, or the one file itself."""
-    if not weights.name.endswith(".index.json"):
-        return [weights]
-    return [weights.parent / shard for shard in sorted(set(read_index(weights).values()))]
-
-
-def _best_weights(folder: Path) -> Path:
-    for name in FOLDER_FILES:
-        if is_there(folder / name):
-            return folder / name
-    with reading(folder):
-        others = sorted(entry.name for entry in folder.iterdir())
-    alone = only_weights(folder, others)
-    if len(alone) == 1:
-        return folder / alone[0]
-    raise no_weights(folder, FOLDER_FILES, others, alone)
-
-
-def _read_shards(index: Path) -> Content:
-    weight_map = read_index(index)
-    tensors: dict[str, Tensor] = {}
-    content: Content | None = None
-    for shard in sorted(set(weight_map.values())):
-        if not is_there(index.parent / shard):
-            raise NotFoundError(
-                f"{index}: names {shard}, which is not in the folder.",
-                code="shard-missing",
-                remedy=f"Download {shard} into {index.parent}.",
-            )
-        content = read_file(index.parent / shard)
-        # A tied model writes its matrix once, although its index may give both names; whether one of them is missing is
-        # known with the configuration.
-        tied = (*endings(EMBED), *endings(HEAD))
-        promised = {name for name, file in weight_map.items() if file == shard and not name.endswith(tied)}
-        absent, twice = sorted(promised - set(content.tensors)), sorted(set(content.tensors) & set(tensors))
-        if absent or twice:
-            raise WeightsError(
-                f"{index.parent / shard}: "
-                + (f"lacks {', '.join(absent[:8])}, which the index promises" if absent else "")
-                + (f"repeats {', '.join(twice[:8])} of another shard" if twice else "")
-                + ".",
-                code="shard-mismatch",
-                remedy="Download index and shards again, of one revision.",
-            )
-        tensors.update(content.tensors)
-    assert content is not None, "read_index refuses an empty weight_map"
-    read, ending = _READERS.get(content.format, ("", ""))
-    how = (
-        f"{{name: tensor for shard in pathlib.Path({str(index.parent)!r}).glob('*-of-*.{ending}') "
-        f"for name, tensor in {read}(shard).items()}}"
-    )
-    return replace(content, tensors=tensors, how=how)
-
-
-_READERS = {
-    "safetensors": ("safetensors.torch.load_file", "safetensors"),
-    "pickle": ("torch.load", "bin"),
-}
-"""Other libraries' functions that read a shard, and how its name ends."""
-
-
-__all__ = ["Configuration", "HubOptions", "LoadOptions", "from_hf", "load", "parse_dtype", "save_pretrained", "to_hf",
-           "whole_config"]  # fmt: skip
+    def __call__(
+        self,
+        config: Config,
+        weights: dict[str, Tensor],
+        *,
+        tokenizer: Any = None,
+        attention: str = "auto",
+        numerics: str = "exact",
+        provenance: dict[str, str] | None = None,
+        generation: GenerationSettings | None = None,
+    ) -> M_co:
+        """A model of this configuration with these stored tensors."""
+        ...
 
 
 @runtime_checkable
@@ -196,7 +112,7 @@ class LoadOptions:
 def load(
     cls: ModelClass[M],
     name: str | os.PathLike[str] | Mapping[str, Any],
-    options: LoadOptions | None = None,
+    options: LoadOptions,
     read_tokenizer: Callable[[Path], Any] | None = None,
 ) -> M:
     """Open a model, evaluating: a path, an alias, a hub id, or a state dict in memory, whose tensors are copied.
@@ -204,7 +120,6 @@ def load(
     Tensors that need no conversion stay mapped from the file: nothing is copied until it is written to, and writing
     changes the model, not the file. `read_tokenizer` reads the tokenizer of a folder, or returns None if there is none.
     """
-    options = options or LoadOptions()
     parse_dtype(options.dtype)  # before anything is downloaded
     if not isinstance(options.hub, HubOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(
@@ -218,7 +133,7 @@ def load(
     if isinstance(name, ForeignConfig) and hasattr(name, "model_type"):
         raise no_name(name, class_for(name))
     path = hub.locate(name, options.hub)
-    require_whole(path)
+    refuse_single_shard(path)
     needs_config = options.config is None
 
     def built() -> M:
@@ -319,7 +234,7 @@ def _config(stored: Stored, options: LoadOptions) -> Config:
     given = whole_config(options)
     if given is not None and not isinstance(given, Mapping):
         return given
-    own = stored.config if stored.model_args is None else config_of_model_args(stored.model_args)
+    own = stored.config if stored.model_args is None else _config_of_model_args(stored.model_args)
     if own is None and given is None:
         raise ConfigError(
             f"{stored.path}: no configuration in it, and no config.json beside it.",
@@ -328,3 +243,95 @@ def _config(stored: Stored, options: LoadOptions) -> Config:
             "tensors.",
         )
     return config_of(own or {}, given, ignore=options.ignore_config)
+
+
+def _config_of_model_args(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """nanoGPT's `model_args` in transformers' names.
+
+    Its MLP has used `nn.GELU()`, which is the exact (erf) one, since 2023; earlier versions had tanh's.
+    """
+    dropout = model_args.get("dropout", 0.0)
+    renamed = {"block_size": "n_positions"}
+    sizes = {
+        renamed.get(name, name): model_args[name]
+        for name in ("vocab_size", "block_size", "n_embd", "n_layer", "n_head")
+        if name in model_args
+    }
+    return {
+        **sizes,
+        "activation_function": "gelu",
+        "embd_pdrop": dropout,
+        "attn_pdrop": dropout,
+        "resid_pdrop": dropout,
+    }
+
+
+def convert(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: str | torch.device) -> dict[str, Tensor]:
+    """Tensors in one dtype (None: the narrowest that holds all of theirs) on a device; copied only if need be."""
+    if dtype is None:
+        dtypes = sorted({tensor.dtype for tensor in weights.values()}, key=str)
+        try:
+            dtype = functools.reduce(torch.promote_types, dtypes)
+        except RuntimeError:  # eight-bit floats promote to nothing
+            dtype = next(one for one in dtypes if one not in DTYPES.values())
+        if dtype not in DTYPES.values():
+            raise WeightsError(
+                f"weights: stored as {dtype}, expected one of {', '.join(DTYPES)}.",
+                code="dtype-not-supported",
+                remedy="Pass dtype='float32' to have them converted.",
+            )
+    try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("the meta device holds no numbers")
+        return separate({name: tensor.to(device=device, dtype=dtype) for name, tensor in weights.items()})
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as problem:
+        raise WeightsError(
+            f"load: device={shown(str(device))}: {str(problem).splitlines()[0]}",
+            code="device-not-available",
+            remedy="Pass device='cpu', or the name of a device that torch can use on this machine.",
+        ) from problem
+
+
+def separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor with memory of its own: one that overlaps an earlier one is copied.
+
+    A pickle may hold one storage under several names. As parameters of a model they would change together.
+    """
+    seen_end, separated = 0, dict(weights)
+    for name in sorted(weights, key=lambda name: weights[name].data_ptr()):
+        tensor = weights[name]
+        if tensor.numel() == 0:
+            continue
+        start = tensor.data_ptr()
+        if start < seen_end:
+            separated[name] = tensor.clone(memory_format=torch.preserve_format)
+        seen_end = max(seen_end, start + tensor.numel() * tensor.element_size())
+    return separated
+
+
+def describe(imported: Imported, weights: Mapping[str, Tensor], provenance: dict[str, str]) -> dict[str, str]:
+    """Complete a provenance, and warn of what the reader should know."""
+    remarks = list(imported.remarks)
+    broken = [name for name, tensor in weights.items() if not is_finite(tensor)]
+    if broken:
+        provenance = {**provenance, "non_finite": ", ".join(broken)}
+        remarks.append(f"not finite numbers (NaN or infinity) in {some(broken, 8)}")
+    if remarks:
+        provenance = {**provenance, "remarks": "; ".join(remarks)}
+        warn(f"{provenance.get('source', 'weights')}: {'; '.join(remarks)}.")
+    if imported.config.unread:
+        provenance = {**provenance, "config_unread": listed(imported.config.unread, 100)}
+    if imported.left_out:
+        provenance = {**provenance, "left_out": described(imported.left_out)}
+    if imported.filled:
+        provenance = {**provenance, "zeros": f"no such biases in the weights file: {listed(imported.filled)}"}
+    return {
+        **provenance,
+        "layout": imported.layout,
+        "dtype": dtype_names(weights),
+        "head": "untied" if HEAD in weights else "tied",
+    }
+
+
+def dtype_names(weights: Mapping[str, Tensor]) -> str:
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))

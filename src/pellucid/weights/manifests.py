@@ -198,6 +198,20 @@ def read_index(path: Path) -> dict[str, str]:
     return {tensor: shard.rpartition("/")[2] for tensor, shard in weight_map.items()}
 
 
+SHARD = re.compile(r"-\d+-of-(\d+)(?=\.)")
+"""What tells the name of a shard from that of a whole."""
+
+
+def refuse_single_shard(path: Path) -> None:
+    """Refuse a file whose name says that it is one of several shards, whose index lies beside it."""
+    shard = SHARD.search(path.name)
+    index = path.parent / f"{SHARD.sub('', path.name)}.index.json"  # with_name refuses ".", which has no name
+    if shard is not None and int(shard[1]) > 1 and is_there(index):
+        raise WeightsError(
+            f"{path}: one of {int(shard[1])} shards.", code="shard-alone", remedy=f"Give their index, {str(index)!r}."
+        )
+
+
 def unreadable(path: Path, problem: OSError | ValueError) -> WeightsError:
     """The error to raise for a file that the operating system would not hand over."""
     if isinstance(problem, FileNotFoundError) and path.is_symlink():

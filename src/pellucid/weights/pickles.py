@@ -62,12 +62,10 @@ def read_pickle(path: Path) -> object:
         runs = next((name for name in needed if name.partition(".")[0] in _RUNS_CODE), None)
         if runs is not None:
             raise _refusal(path, f"GLOBAL {runs}", needed)
-        raise WeightsError(
+        raise _unsafe(
             f"{path}: a pickle that pickle.dump wrote, not torch.save: its tensors are read by code that it names, "
             "which is not run here.",
-            code="pickle-unsafe",
-            remedy="If you trust the file: pl.load(pickle.load(open(path, 'rb')), config=...). Or ask its author for "
-            "safetensors.",
+            "pl.load(pickle.load(open(path, 'rb')), config=...)",
         )
     allowed = _NUMPY if any(name.startswith("numpy") for name in needed) else []
     mapped = packed and not compressed and path.suffix != ".safetensors"
@@ -245,6 +243,13 @@ def _may_run(name: str, module: str) -> bool:
 _TRUSTED = "pl.load(torch.load(path, weights_only=False), config=...)"
 
 
+def _unsafe(what: str, call: str) -> WeightsError:
+    """The error for a pickle of which code would have to run, with the call for whoever trusts its author."""
+    return WeightsError(
+        what, code="pickle-unsafe", remedy=f"If you trust the file: {call}. Or ask its author for safetensors."
+    )
+
+
 def _refusal(path: Path, said: str, needed: set[str], *, in_dict: bool = False) -> WeightsError:
     found = re.search(r"GLOBAL ([\w.]+)", said)
     later = "Unsupported operand 149" in said  # FRAME
@@ -263,20 +268,14 @@ def _refusal(path: Path, said: str, needed: set[str], *, in_dict: bool = False) 
     if culprit and (name[:1].isupper() or culprit in _LOWER) and not runs and culprit != "types.SimpleNamespace":
         within = f"import {module}, then, within torch.serialization.safe_globals([{culprit}]), "
         call = f"{within}pl.load(torch.load(path), config=...)" if others == {culprit} and not later else _TRUSTED
-        return WeightsError(
-            f"{path}: a pickle with an object of {culprit} beside the weights, whose code is not run here.",
-            code="pickle-unsafe",
-            remedy=f"If you trust the file: {call}. Or ask its author for safetensors.",
+        return _unsafe(
+            f"{path}: a pickle with an object of {culprit} beside the weights, whose code is not run here.", call
         )
     number = re.search(r"a NumPy [\w ']+", said)
     value = number[0] if number else culprit
     if not others and (value or later):
         what = "of protocol 4 or 5" if later else f"with {value} beside the weights"
-        return WeightsError(
-            f"{path}: a pickle {what}, which is not read.",
-            code="pickle-unsafe",
-            remedy=f"If you trust the file: {_TRUSTED}. Or ask its author for safetensors.",
-        )
+        return _unsafe(f"{path}: a pickle {what}, which is not read.", _TRUSTED)
     if others:
         culprit = runs or culprit
         what = f"calls {culprit}" if culprit else "calls what a pickle of tensors does not"

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pellucid import atomic
 from pellucid.errors import PellucidError, WeightsError
 from pellucid.family.config import SAVE_ID
-from pellucid.weights.manifests import reading, unreadable
+from pellucid.weights.manifests import unreadable
 from pellucid.weights.own_file import read_metadata, rewrite
 
 CONFIG = "config.json"
@@ -43,11 +43,11 @@ def stamp(texts: Mapping[str, str], folder: Path) -> tuple[dict[str, str], dict[
     that the weights have to carry.
     """
     fields = {name: value for name, value in json.loads(texts[CONFIG]).items() if name != SAVE_ID}
-    plain = {**texts, CONFIG: _as_json(fields)}
+    plain = {**texts, CONFIG: atomic.json_text(fields)}
     digests = {name: _sha256(text.encode("utf-8", "replace")) for name, text in plain.items()}
     found = _sha256(json.dumps(digests, sort_keys=True).encode())[:32]
     beside = {**_recorded(folder), **{name: digest for name, digest in digests.items() if name != CONFIG}}
-    stamped = {**texts, CONFIG: _as_json({**fields, SAVE_ID: found})}
+    stamped = {**texts, CONFIG: atomic.json_text({**fields, SAVE_ID: found})}
     return stamped, {SAVE_ID: found, _BESIDE: json.dumps(beside, sort_keys=True)}
 
 
@@ -88,19 +88,22 @@ def write(folder: Path, weights: Sequence[tuple[str, atomic.Writer]], texts: Map
     )
 
 
-def require_one_save(weights: Iterable[Path], config: Mapping[str, Any] | None) -> None:
-    """Refuse weights that were saved with another `config.json` than the one that is beside them."""
-    ids = {path: metadata.get(SAVE_ID) for path in weights for metadata in [_metadata(path)]}
-    known = {str(found) for found in (*ids.values(), (config or {}).get(SAVE_ID)) if found is not None}
-    if len(known) > 1:
-        names = ", ".join(path.name for path in ids)
-        raise WeightsError(
-            f"{next(iter(ids)).parent}: {names} and {CONFIG} come from two different saves: one was interrupted, or "
-            "files were combined by hand.",
-            code="saves-mixed",
-            remedy=f"Save the model into this folder again. If these files belong together, delete the line "
-            f"{SAVE_ID!r} from {CONFIG}.",
-        )
+def ids_in(fields: Mapping[str, Any] | None) -> frozenset[str]:
+    """The id that a `config.json` or the metadata of weights carry; none if they carry none."""
+    found = (fields or {}).get(SAVE_ID)
+    return frozenset() if found is None else frozenset({str(found)})
+
+
+def mixed(weights: Sequence[Path]) -> WeightsError:
+    """The error for weights that were saved with another `config.json` than the one that is beside them."""
+    names = ", ".join(path.name for path in weights)
+    return WeightsError(
+        f"{weights[0].parent}: {names} and {CONFIG} come from two different saves: one was interrupted, or "
+        "files were combined by hand.",
+        code="saves-mixed",
+        remedy=f"Save the model into this folder again. If these files belong together, delete the line "
+        f"{SAVE_ID!r} from {CONFIG}.",
+    )
 
 
 def read_whole(path: Path, read: Callable[[], T]) -> T:
@@ -136,11 +139,6 @@ def _state(path: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    with reading(path), path.open("rb") as file:  # it was there a moment ago
-        return read_metadata(file)
-
-
 def _marked(folder: Path) -> list[tuple[str, atomic.Writer]]:
     """A `config.json` that carries no id gets one before the weights beside it are exchanged."""
     path = folder / CONFIG
@@ -150,8 +148,8 @@ def _marked(folder: Path) -> list[tuple[str, atomic.Writer]]:
         return []
     if not isinstance(fields, dict) or SAVE_ID in fields:
         return []
-    found = _sha256(_as_json(fields).encode())[:32]
-    return [(CONFIG, atomic.text_writer(_as_json({**fields, SAVE_ID: found})))]
+    found = _sha256(atomic.json_text(fields).encode())[:32]
+    return [(CONFIG, atomic.text_writer(atomic.json_text({**fields, SAVE_ID: found})))]
 
 
 def _outdated(folder: Path) -> Iterable[str]:
@@ -170,8 +168,8 @@ def _recorded(folder: Path) -> dict[str, str]:
     recorded: dict[str, str] = {}
     for name in _weights_in(folder):
         if name.endswith(".safetensors"):
-            with suppress(PellucidError, ValueError, TypeError, RecursionError):
-                recorded.update(json.loads(_metadata(folder / name).get(_BESIDE, "{}")))
+            with suppress(OSError, ValueError, TypeError, RecursionError), (folder / name).open("rb") as file:
+                recorded.update(json.loads(read_metadata(file).get(_BESIDE, "{}")))
 
     def is_unchanged(name: str, digest: str) -> bool:
         path = folder / name
@@ -180,10 +178,6 @@ def _recorded(folder: Path) -> dict[str, str]:
         return False
 
     return {name: digest for name, digest in recorded.items() if is_unchanged(name, digest)}
-
-
-def _as_json(fields: Mapping[str, Any]) -> str:
-    return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
 
 def _sha256(content: bytes) -> str:
