@@ -217,6 +217,27 @@ def state(model: Any, optimizer: torch.optim.Optimizer) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        (KeyError("rope"), "reload-raises"), (ValueError(), "reload-raises"), (AssertionError("odd"), "reload-raises"),
+        (OSError(28, "No space left on device"), "path-not-writable"),
+    ],
+)  # fmt: skip
+def test_a_reload_that_raises_is_an_error_of_the_library(
+    problem: Exception, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise problem
+
+    model = support.reference()
+    monkeypatch.setattr(type(model), "from_pretrained", fail)
+    with pytest.raises(pl.WeightsError) as caught:
+        untie(model, verify=True)
+    assert caught.value.code == code
+    assert is_tied(model)
+
+
 @pytest.mark.parametrize("whose", MAKERS)
 def test_gradients_reach_the_tied_tensor_from_both_uses(whose: str) -> None:
     """The gradient of the tied tensor is the sum of what embedding and head get when they are apart."""

@@ -225,7 +225,11 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     cls, config = families()[family]
     model = cls(config)
     model.save_pretrained(tmp_path)
-    after, live = audit_ties(tmp_path).after_reload, audit_ties(model).after_reload
+    stored, audit = audit_ties(tmp_path), audit_ties(model)
+    after, live = stored.after_reload, audit.after_reload
+    assert (stored.declared.by_class or {}).items() <= (audit.declared.by_cache or {}).items(), "by their own names"
+    assert bool(stored.declared.by_class) == bool(after.tied_after)
+    assert (stored.unique, stored.by_name) == (audit.unique, audit.by_name)
     if family == "classifier":  # a GPT-2 that is no language model: only its class knows the score
         assert after.survives is not True or after.tied_after == live.tied_after
     else:

@@ -176,7 +176,7 @@ def test_a_mistaken_prediction_of_a_folder_is_caught(
         monkeypatch.setattr(stored, "prefixed", lambda name, family: name.removeprefix("module."))
         check = partial(test_checkpoints.test_names_of_a_wrapper_are_not_read, "module.", tmp_path)
     elif broken == "classes":
-        monkeypatch.setattr(stored, "_read_other", lambda stored, config: AfterReload(False, None, "no"))
+        monkeypatch.setattr(stored, "_read_other", lambda stored, config: (AfterReload(False, None, "no"), {}))
         check = partial(test_checkpoints.test_classes_for_other_tasks, "GPT2DoubleHeadsModel", tmp_path)
     else:
         monkeypatch.setattr(predict, "saved_configuration", lambda model: copy.deepcopy(model.config))

@@ -196,9 +196,22 @@ def test_a_model_that_cannot_be_run_on_ids_is_compared_by_tensors(tmp_path: Path
     config = t.ViTConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
     )
-    model = t.ViTModel(config).eval()
-    saved = save_hf(model, tmp_path)
-    assert (saved.outputs, saved.tensors) == (False, len(model.state_dict()))
+
+    class Captioner(GPT2LMHeadModel):
+        """Needs pixels, and raises an AttributeError without, as Blip does."""
+
+        def forward(self, input_ids: Any, pixels: Any = None) -> Any:
+            return super().forward(input_ids + pixels.shape[0])
+
+    class Nested(GPT2LMHeadModel):
+        """Returns no tensor first."""
+
+        def forward(self, input_ids: Any) -> Any:
+            return ((super().forward(input_ids).logits,),)
+
+    for model in (t.ViTModel(config), *(cls(GPT2Config(**cases.SIZES)) for cls in (Captioner, Nested))):
+        saved = save_hf(model.eval(), tmp_path / type(model).__name__)
+        assert (saved.outputs, saved.tensors) == (False, len(model.state_dict()))
 
 
 def test_comparing_finds_broken_ties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

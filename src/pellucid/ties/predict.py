@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pellucid.errors import shown
 from pellucid.numerics.rounding import same_numbers
 from pellucid.run.model import CkptedTransformer
-from pellucid.ties.memory import Named
+from pellucid.ties.memory import Named, same_place
 from pellucid.ties.standins import Refused, Reread, reread, saved_configuration, written
 from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, Declared, built, plain_linear, weight_names
 
@@ -124,12 +124,13 @@ def _failed(survives: bool | None, reason: str, head: str | None, size: int | No
 
 def no_save(what: str, of: object = None) -> AfterReload:
     """Say that something has no `save_pretrained` of transformers, so nothing is predicted."""
-    cls = type(of)
-    if not callable(getattr(cls, "save_pretrained", None)):
-        return AfterReload(None, None, f"{what} has no save_pretrained")
-    if any(base.__module__.partition(".")[0] == "peft" for base in cls.__mro__):
-        return AfterReload(None, None, f"{what} writes the adapter alone, without the model's tensors")
-    return AfterReload(None, None, f"{what} has a save_pretrained of its own, which is not predicted")
+    if not callable(getattr(type(of), "save_pretrained", None)):
+        said = "has no save_pretrained"
+    elif any(base.__module__.partition(".")[0] == "peft" for base in type(of).__mro__):
+        said = "writes the adapter alone, without the model's tensors"
+    else:
+        said = "has a save_pretrained of its own, which is not predicted"
+    return AfterReload(None, None, f"{what} {said}")
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
@@ -207,7 +208,11 @@ class _Comparison:
     def lost(self) -> tuple[Loss, ...]:
         """What comes back with other numbers, or not at all."""
         fresh = self.again.modules
-        replaced = _outermost(path for path, module in self.modules.items() if _computes_otherwise(module, fresh, path))
+        replaced: list[str] = []  # the outermost modules with other code; the model itself is of the class
+        for path, module in self.modules.items():
+            inside = path == "" or any(path.startswith(f"{outer}.") for outer in replaced)
+            if not inside and path in fresh and not _same_code(module, fresh[path]):
+                replaced.append(path)
         lost = [loss for path in replaced for loss in self._lost_under(path, self.modules[path], fresh[path])]
         for name in dict.fromkeys((*self.live, *self.again.source)):
             if not any(name.startswith(f"{path}.") for path in replaced):
@@ -226,7 +231,7 @@ class _Comparison:
             source = self.again.source[weight]
             if source is None:
                 gone += ", with random numbers"
-            elif _equal(linear.weight, self.file[source]) and _adds_nothing(linear):
+            elif equal(linear.weight, self.file[source]) and _adds_nothing(linear):
                 return []
             elif weight in self.again.tied and weight in self.again.ties:
                 gone += f", tied to {self.again.ties[weight]}"
@@ -247,23 +252,9 @@ class _Comparison:
         before, now, dtype = self.live[name], self.file[source], self.again.dtypes[name]
         if before.dtype != dtype:
             return Loss(name, "dtype", f"is {before.dtype} and comes back as {dtype}")
-        if before is now or before.data_ptr() == now.data_ptr() != 0 or _equal(before, now):
+        if same_place(before, now) or equal(before, now):
             return None
         return Loss(name, "overwritten", f"comes back as {source}")
-
-
-def _outermost(paths: Iterator[str]) -> list[str]:
-    """Those paths that are in no other one; an outer module comes before what is in it."""
-    found: list[str] = []
-    for path in paths:
-        if not any(path.startswith(f"{outer}.") for outer in found):
-            found.append(path)
-    return found
-
-
-def _computes_otherwise(module: nn.Module, fresh: Mapping[str, nn.Module], path: str) -> bool:
-    """Whether the class builds a module with other code at the path of this one; the model itself is of the class."""
-    return path != "" and path in fresh and not _same_code(module, fresh[path])
 
 
 def _same_code(a: nn.Module, b: nn.Module) -> bool:
@@ -276,7 +267,8 @@ _PASSING = (nn.Identity, nn.Dropout)
 """Modules that pass on what they get, as long as they evaluate."""
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are of one shape, dtype and device, and hold the same numbers."""
     alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and not a.is_meta
     return alike and same_numbers(a, b)
 
@@ -327,8 +319,8 @@ def _otherwise(held: Tensor | None, built: Tensor | None) -> str:
         return ""
     wide = torch.promote_types(held.dtype, built.dtype)
     here, there, halves = held.to(wide), built.to(held.device, wide), (torch.bfloat16, torch.float16)
-    rounded = any(_equal(here, there.to(half).to(wide)) for half in halves)
-    return "" if _equal(here, there) else "rounded" if rounded else "setting"
+    rounded = any(equal(here, there.to(half).to(wide)) for half in halves)
+    return "" if equal(here, there) else "rounded" if rounded else "setting"
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
@@ -355,4 +347,4 @@ def overwritten_by_tying(model: Any) -> tuple[str, ...]:
         return ()
     live = dict(model.named_parameters(remove_duplicate=False))
     both = [(target, live[target], live[source]) for target, source in pairs if target in live and source in live]
-    return tuple(target for target, a, b in both if a is not b and not _equal(a, b))
+    return tuple(target for target, a, b in both if a is not b and not equal(a, b))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from pellucid import atomic
 from pellucid.check import path_of
 from pellucid.errors import InputError, PellucidWarning, WeightsError
 from pellucid.names.calls import SAVING, named_arguments
-from pellucid.numerics.rounding import same_numbers
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.audit import TieAudit, audit_ties
 from pellucid.ties.memory import Named, clusters
-from pellucid.ties.predict import predict_ours
-from pellucid.ties.standins import quiet
+from pellucid.ties.predict import equal, predict_ours
+from pellucid.ties.standins import quiet, temporary_folder
 from pellucid.ties.subject import is_hf, remember, unwrapped
 from pellucid.weights import saves
 
@@ -106,10 +105,8 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
 
 
 def _refusal(audit: TieAudit, what: str) -> WeightsError:
-    grave = [problem.remedy for problem in audit.problems if problem.code in _GRAVE]
-    remedy = (
-        grave[0] if grave else "Put a plain head there that is saved as it is: pl.replace_head(model, head, tie=...)."
-    )
+    grave = (problem.remedy for problem in audit.problems if problem.code in _GRAVE)
+    remedy = next(grave, "Put a plain head there that is saved as it is: pl.replace_head(model, head, tie=...).")
     return WeightsError(f"save_hf: nothing was saved: {what}.", code="save-would-lose", remedy=remedy)
 
 
@@ -121,10 +118,10 @@ def _existing(folder: Path) -> Path:
 
 def reload_differs(model: nn.Module) -> str:
     """Save a model of ours or of transformers into a temporary folder, reload it, and say what differs, if anything."""
-    with tempfile.TemporaryDirectory(prefix="pellucid-") as folder:
+    with temporary_folder() as folder:
         if not isinstance(model, CkptedTransformer):
-            _save_quietly(model, Path(folder))
-            return _compare(model, _read_again(model, Path(folder)))[0]
+            _save_quietly(model, folder)
+            return _compare(model, _read_again(model, folder))[0]
         model.save_pretrained(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PellucidWarning)  # of NaN and the like, which the model has already
@@ -136,15 +133,10 @@ def reload_differs(model: nn.Module) -> str:
 def _save_quietly(model: Any, folder: Path) -> None:
     """transformers' `save_pretrained`, without its progress bar, leaving the configuration as it was."""
     put_back = remember([vars(model.config)])
+    remedy = "Mend what it names; pl.audit_ties(model).problems says which tensors share memory and what to do."
     try:
-        with quiet():
+        with _calling(f"{type(model).__name__}.save_pretrained", "save-raises", remedy):
             model.save_pretrained(folder)
-    except (RuntimeError, ValueError, AttributeError, TypeError) as problem:  # shared memory, what is no tensor, …
-        raise WeightsError(
-            f"{type(model).__name__}.save_pretrained: {str(problem).splitlines()[0]}",
-            code="save-raises",
-            remedy="Mend what it names; pl.audit_ties(model).problems says which tensors share memory and what to do.",
-        ) from problem
     finally:
         put_back()
 
@@ -152,16 +144,23 @@ def _save_quietly(model: Any, folder: Path) -> None:
 def _read_again(model: Any, folder: Path) -> Any:
     """The same class from a folder, on the same device, with the same attention."""
     attention = getattr(model.config, "_attn_implementation", None)
+    remedy = "Look at pl.audit_ties(model): after_reload says why, and problems what to do."
+    with _calling(f"{type(model).__name__}.from_pretrained", "reload-raises", remedy):
+        again = type(model).from_pretrained(folder, attn_implementation=attention, local_files_only=True)
+    return again.to(model.device)
+
+
+@contextmanager
+def _calling(call: str, code: str, remedy: str) -> Generator[None]:
+    """Run somebody's class: whatever it raises becomes an error of ours, but for what the disk refuses."""
     try:
         with quiet():
-            again = type(model).from_pretrained(folder, attn_implementation=attention, local_files_only=True)
-    except (RuntimeError, ValueError, TypeError) as problem:
-        raise WeightsError(
-            f"{type(model).__name__}.from_pretrained: {str(problem).splitlines()[0]}",
-            code="reload-raises",
-            remedy="Look at pl.audit_ties(model): after_reload says why, and problems what to do.",
-        ) from problem
-    return again.to(model.device)
+            yield
+    except (OSError, SafetensorError):
+        raise
+    except Exception as problem:
+        said = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+        raise WeightsError(f"{call}: {said}", code=code, remedy=remedy) from problem
 
 
 def _compare(model: Any, again: Any) -> tuple[str, bool]:
@@ -175,7 +174,8 @@ def _different_tensors(model: nn.Module, again: nn.Module) -> str:
     """Which names have other numbers, dtypes or shapes, or share memory on one side only; empty if none do."""
     before, after = model.state_dict(), again.state_dict()
     names = dict.fromkeys((*before, *after))
-    other = [name for name in names if not _same(before.get(name), after.get(name))]
+    same = {name for name in before.keys() & after.keys() if equal(before[name], after[name])}
+    other = [name for name in names if name not in same]
     tied, tied_after = _together(before), _together(after)
     apart = sorted(
         name
@@ -185,10 +185,6 @@ def _different_tensors(model: nn.Module, again: nn.Module) -> str:
     parts = [f"{', '.join(other[:4])} not the same numbers"] if other else []
     parts += [f"{', '.join(apart[:4])} not tied as before"] if apart else []
     return "; ".join(parts)
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is not None and b is not None and a.dtype == b.dtype and a.shape == b.shape and same_numbers(a, b)
 
 
 def _together(tensors: Mapping[str, Tensor]) -> dict[str, list[Named]]:
@@ -215,9 +211,11 @@ def _same_outputs(model: Any, again: Any) -> bool | None:
             warnings.simplefilter("ignore")
             try:
                 first = model.eval()(input_ids=ids)[0]
-            except (RuntimeError, ValueError, TypeError, IndexError):
+            except Exception:  # whatever a model raises that needs more than ids, such as AttributeError without pixels
                 return None
-            return _same(first, torch.func.functional_call(again.eval(), tensors, (), {"input_ids": ids})[0])
+            if not isinstance(first, Tensor):
+                return None
+            return equal(first, torch.func.functional_call(again.eval(), tensors, (), {"input_ids": ids})[0])
     finally:
         for module, training in modes.items():
             module.training = training

@@ -14,12 +14,14 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pellucid.errors import WeightsError
+from pellucid.errors import PellucidError, WeightsError
 from pellucid.ties.memory import Named, alike, clusters
 from pellucid.ties.subject import Declared, weight_names
 
@@ -103,21 +105,31 @@ def saved_configuration(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     config.dtype, config.architectures = str(model.dtype).removeprefix("torch."), [type(model).__name__]
     generation = copy.deepcopy(getattr(model, "generation_config", None)) if model.can_generate() else None
+    with temporary_folder() as folder, quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _save(config, "config", folder)
+        _save(generation, GENERATION, folder)
+        return type(config).from_pretrained(folder)
+
+
+@contextmanager
+def temporary_folder() -> Generator[Path]:
+    """A folder that is removed at the end; a disk that refuses it, or what is written there, is an error of ours."""
     try:
-        with tempfile.TemporaryDirectory(prefix="pellucid-") as folder, quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _save(config, "config", folder)
-            _save(generation, GENERATION, folder)
-            return type(config).from_pretrained(folder)
-    except OSError as problem:
+        with tempfile.TemporaryDirectory(prefix="pellucid-") as folder:
+            yield Path(folder)
+    except PellucidError:
+        raise
+    except (OSError, SafetensorError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else None
         raise WeightsError(
-            f"no temporary folder can be written: {problem.strerror or problem}.",
+            f"no temporary folder can be written: {reason or problem}.",
             code="path-not-writable",
             remedy="Set the environment variable TMPDIR to a folder that you may write.",
         ) from problem
 
 
-def _save(config: Any, what: str, folder: str) -> None:
+def _save(config: Any, what: str, folder: Path) -> None:
     try:
         if config is not None:
             config.save_pretrained(folder)
@@ -136,7 +148,7 @@ def reread(cls: Any, config: Any, tensors: Mapping[str, Tensor]) -> Reread:
         model = _read(cls, config, given)
     except RuntimeError:
         if wrong := _misfits(cls, config, tensors):
-            raise Refused(f"from_pretrained raises: {'; '.join(wrong)}") from None
+            raise Refused(f"from_pretrained raises: {wrong}") from None
         # A class that draws into weights behind the back of transformers' guards needs memory to draw into.
         model = _read(cls, config, {name: tensor.contiguous() for name, tensor in given.items()})
     state = model.state_dict(keep_vars=True)
@@ -162,16 +174,21 @@ def _read(cls: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
         return cls.from_pretrained(None, config=copy.deepcopy(config), state_dict=given, local_files_only=True)
 
 
-def _misfits(cls: Any, config: Any, tensors: Mapping[str, Tensor]) -> list[str]:
+def _misfits(cls: Any, config: Any, tensors: Mapping[str, Tensor]) -> str:
     """Which tensors have other shapes than in the class, which transformers' own error does not say."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        shapes = {name: list(tensor.shape) for name, tensor in cls(copy.deepcopy(config)).state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in cls(copy.deepcopy(config)).state_dict().items()}
     named = {name if name in shapes else f"{cls.base_model_prefix}.{name}": t for name, t in tensors.items()}
-    return [
-        f"{name} is {list(tensor.shape)} in the file and {shapes[name]} in the model"
-        for name, tensor in named.items()
-        if list(tensor.shape) != shapes.get(name, list(tensor.shape))
-    ]
+    return misfits(named, shapes)
+
+
+def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Which tensors of a file have other shapes than the parameters of their names; empty if none have."""
+    return "; ".join(
+        f"{name} is {list(tensor.shape)} in the file and {list(shapes[name])} in the model"
+        for name, tensor in tensors.items()
+        if tuple(tensor.shape) != shapes.get(name, tuple(tensor.shape))
+    )
 
 
 def _numbers(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Any]:

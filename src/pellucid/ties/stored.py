@@ -20,10 +20,10 @@ from pellucid.family.json_config import Config
 from pellucid.family.layout import EMBED, Layout
 from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, Loss, after_reload, size_of
-from pellucid.ties.standins import Refused, Reread, reread
+from pellucid.ties.standins import Refused, Reread, misfits, reread
 from pellucid.ties.subject import Declared, Subject
 from pellucid.weights.formats import Stored, read, shards_of
-from pellucid.weights.layouts import canonical_names, endings, prefixed, their_shapes
+from pellucid.weights.layouts import canonical_names, prefixed, their_shapes
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,16 @@ def open_stored(
     declared = Declared(by_config=says if isinstance(says, bool) else None, recorded=recorded or None)
     named = tuple(Named(name, tensor) for name, tensor in stored.tensors.items())
     subject = Subject(f"{stored.path} ({stored.format})", "checkpoint", named, declared)
-    after = _predict(stored, config)
-    if after.heads and after.tied_after:  # the tie that reading makes, under the names that the file has
-        found = (name for name in stored.tensors if name.endswith(endings(EMBED)))
-        embedding = next(found, f"{FAMILIES[0].layouts[0].prefix}{endings(EMBED)[0]}")
-        subject = replace(subject, declared=replace(declared, by_class={after.heads[0].name: embedding}))
+    after, ties = _predict(stored, config)
+    if ties:
+        by_class = {target: _in_file(source, stored.tensors) for target, source in ties.items()}
+        subject = replace(subject, declared=replace(declared, by_class=by_class))
     return StoredModel(subject, after, sum(file.stat().st_size for file in weights))
+
+
+def _in_file(name: str, tensors: Collection[str]) -> str:
+    """What a file calls one of the class's tensors: it may leave out the first parts of the name."""
+    return name if name in tensors else next((one for one in tensors if f".{name}".endswith(f".{one}")), name)
 
 
 def _recorded(weights: Sequence[Path], tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -77,14 +81,20 @@ def _recorded(weights: Sequence[Path], tensors: Mapping[str, Tensor]) -> dict[st
     return {name: kept for name, kept in notes.items() if kept in tensors and name not in tensors}
 
 
-def _predict(stored: Stored, config: Mapping[str, Any] | None) -> AfterReload:
+Reading = tuple[AfterReload, Mapping[str, str]]
+"""What a file is after a reload, and the ties that reading it makes, target -> source."""
+
+
+def _unknown(reason: str) -> Reading:
+    return AfterReload(None, None, reason), {}
+
+
+def _predict(stored: Stored, config: Mapping[str, Any] | None) -> Reading:
     if config is None:
-        return AfterReload(None, None, "no config.json beside it says what would be built, so nothing can be predicted")
+        return _unknown("no config.json beside it says what would be built, so nothing can be predicted")
     blocks, count = _most_blocks(config), len(stored.tensors)
     if blocks > count:  # before the names of every block are written out
-        return AfterReload(
-            None, None, f"the configuration promises {blocks:.0f} blocks, and the file has {count} tensors"
-        )
+        return _unknown(f"the configuration promises {blocks:.0f} blocks, and the file has {count} tensors")
     architecture, family = _architecture(config), _family(config)
     if family is None or architecture not in ("", family.in_transformers.model, family.in_transformers.base):
         return _read_other(stored, config)
@@ -92,16 +102,14 @@ def _predict(stored: Stored, config: Mapping[str, Any] | None) -> AfterReload:
     layout = family.layout_of({name: stored.tensors[given[0]] for name, given in canonical.items()})
     if layout is None or layout.name != "hf" or stored.model_args is not None:
         name = layout.name if layout is not None and stored.model_args is None else "nanogpt" if layout else "unknown"
-        return AfterReload(None, None, f"transformers does not read the layout {name!r}; pellucid.load may")
+        return _unknown(f"transformers does not read the layout {name!r}; pellucid.load may")
     if "key" in stored.notes:
-        return AfterReload(
-            None, None, f"transformers does not look under the key {stored.notes['key']!r}; pellucid.load does"
-        )
+        return _unknown(f"transformers does not look under the key {stored.notes['key']!r}; pellucid.load does")
     try:
         known = config_of(config)
     except PellucidError as problem:
         name = family.config.about.family
-        return AfterReload(None, None, f"the configuration is not {name}'s: {problem.message}")
+        return _unknown(f"the configuration is not {name}'s: {problem.message}")
     # Names under "module." or "_orig_mod." stay as they are: transformers does not look below these.
     tensors = {prefixed(name, family): tensor for name, tensor in stored.tensors.items()}
     return _read_family(tensors, known, layout, headless=architecture == family.in_transformers.base)
@@ -133,17 +141,11 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _read_family(tensors: Mapping[str, Tensor], config: Config, hf: Layout, *, headless: bool) -> AfterReload:
+def _read_family(tensors: Mapping[str, Tensor], config: Config, hf: Layout, *, headless: bool) -> Reading:
     """A family, by our own table of its names: `pellucid ties` works without transformers, and without its import."""
     shapes = their_shapes(hf, config.schema, headless=headless)
-    wrong = [
-        f"{name} is {list(tensor.shape)} in the file and {list(shapes[name])} in the model"
-        for name, tensor in tensors.items()
-        if tuple(tensor.shape) != shapes.get(name, tuple(tensor.shape))
-    ]
-    if wrong:
-        reason = f"from_pretrained raises: {'; '.join(wrong)}"
-        return AfterReload(False, None, reason, written=size_of(tensors))
+    if wrong := misfits(tensors, shapes):
+        return AfterReload(False, None, f"from_pretrained raises: {wrong}", written=size_of(tensors)), {}
     source = {name: name if name in tensors else None for name in shapes}
     head, embedding = hf.head.theirs[0], next(row.theirs[0] for row in hf.rows if row.ours == EMBED)
     ties, tied = {}, frozenset[str]()
@@ -158,28 +160,29 @@ def _read_family(tensors: Mapping[str, Tensor], config: Config, hf: Layout, *, h
     return _reading(Reread(source, unread, ties, tied, None if headless else head), tensors)
 
 
-def _read_other(stored: Stored, config: Mapping[str, Any]) -> AfterReload:
+def _read_other(stored: Stored, config: Mapping[str, Any]) -> Reading:
     """Another family, or a class for another task, which transformers reads itself."""
     model_type = config.get("model_type", FAMILIES[0].name)
     kind = f"model_type {model_type!r}"
     try:
         transformers = need("transformers", "what the file is after a reload")
     except MissingExtraError as problem:
-        return AfterReload(None, None, f"{kind}: only transformers can say: {problem.message}")
+        return _unknown(f"{kind}: only transformers can say: {problem.message}")
     cls = getattr(transformers, _architecture(config), None)
     try:
         known = transformers.AutoConfig.for_model(**{"model_type": model_type, **json.loads(json.dumps(dict(config)))})
         return _reading(reread(cls, known, stored.tensors), stored.tensors)
     except Refused as refusal:
-        return AfterReload(False, None, str(refusal), written=size_of(stored.tensors))
+        return AfterReload(False, None, str(refusal), written=size_of(stored.tensors)), {}
     except Exception as problem:  # an unknown family, a class of the repository's own, fields that do not fit
-        return AfterReload(None, None, f"{kind}: transformers cannot build it: {type(problem).__name__}: {problem}")
+        return _unknown(f"{kind}: transformers cannot build it: {type(problem).__name__}: {problem}")
 
 
-def _reading(again: Reread, file: Mapping[str, Tensor]) -> AfterReload:
+def _reading(again: Reread, file: Mapping[str, Tensor]) -> Reading:
     missing = [name for name, source in again.source.items() if source is None]
     lost = (
         *(Loss(name, "dropped", "is in the file, but the class has no such name") for name in again.unread),
         *(Loss(name, "random", "is not in the file, so that it is drawn at random") for name in missing),
     )
-    return after_reload(again, file, lost)
+    ties = {target: source for target, source in again.ties.items() if target in again.tied}
+    return after_reload(again, file, lost), ties
