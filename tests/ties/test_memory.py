@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,3 +100,16 @@ def test_meta_tensors_share_by_storage() -> None:
 def test_sparse_tensors_share_nothing() -> None:
     sparse = torch.eye(3).to_sparse()
     assert [len(cluster) for cluster in clusters([Named("a", sparse), Named("b", sparse)])] == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex128, torch.bfloat16, torch.int8, torch.bool])
+def test_numbers_of_every_dtype_are_compared(dtype: torch.dtype) -> None:
+    a, same = torch.tensor([1.0, 0.0, 1.0]).to(dtype), torch.ones(3).to(dtype)
+    named = [Named("a", a), Named("b", a.clone()), Named("ones", same), Named("more ones", same.clone())]
+    assert [group.names for group in equal_groups(clusters(named))] == [("a", "b")]
+
+
+def test_quantized_tensors_are_equal_to_no_other() -> None:
+    with warnings.catch_warnings(action="ignore"):  # torch will not make such tensors for much longer
+        a = torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 1.0, 0, torch.qint8)
+    assert equal_groups(clusters([Named("a", a), Named("b", a.clone())])) == []

@@ -14,8 +14,8 @@ from pellucid.errors import WeightsError
 from pellucid.names.calls import named_arguments
 from pellucid.numerics.rounding import same_numbers
 from pellucid.ties import saving
-from pellucid.ties.memory import Named
-from pellucid.ties.output_head import OutputHead, has_no_bias, head_of, misfit, renew, same_place
+from pellucid.ties.memory import Named, same_place
+from pellucid.ties.output_head import OutputHead, has_no_bias, head_of, misfit, renew
 from pellucid.ties.subject import is_hf, plain_linear, remember
 
 

@@ -88,6 +88,11 @@ def address(tensor: Tensor) -> int:
     return 0 if tensor.is_meta or tensor.layout != torch.strided else tensor.data_ptr()
 
 
+def same_place(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors show the same numbers of the same memory in the same order."""
+    return a is b or (address(a) == address(b) != 0 and a.shape == b.shape and a.stride() == b.stride())
+
+
 Marks = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -102,12 +107,10 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     pa, pb = _place(a), _place(b)
     if pa is None or pb is None or pa.space != pb.space or pa.start >= pb.end or pb.start >= pa.end:
         return False
-    if (pa.dense and pb.dense) or (pa == pb and a.stride() == b.stride() and a.shape == b.shape):
+    if (pa.dense and pb.dense) or same_place(a, b):
         return True
-    start = min(pa.start, pb.start)
-    marks = np.zeros(max(pa.end, pb.end) - start, dtype=np.bool_)
-    _marks_of(a, marks, start)[...] = True
-    return bool(_marks_of(b, marks, start).any())
+    alone = coverage([Named("", a)]) + coverage([Named("", b)])
+    return coverage([Named("", a), Named("", b)]) < alone
 
 
 def clusters(named: Sequence[Named]) -> list[list[Named]]:
@@ -195,13 +198,15 @@ def equal_groups(found: Iterable[Sequence[Named]]) -> list[TieGroup]:
 def alike(named: Iterable[Named], equal: Callable[[Tensor, Tensor], bool]) -> list[list[Named]]:
     """Every name in exactly one list, together with those whose tensors are equal to its own.
 
-    Tensors without numbers to compare (on the meta device, sparse, of fewer than two numbers) are equal to no other.
+    Tensors without numbers to compare (on the meta device, sparse, quantized, of fewer than two numbers) are equal to
+    no other.
     """
     # Whole tensors are compared only if a few of their numbers agree: a model has hundreds of one shape.
     by_sample: dict[object, list[list[Named]]] = {}
     for one in named:
         tensor = one.tensor.detach()
-        comparable = not tensor.is_meta and tensor.layout == torch.strided and tensor.numel() > 1
+        comparable = tensor.layout == torch.strided and tensor.numel() > 1
+        comparable = comparable and not (tensor.is_meta or tensor.is_quantized)
         same = by_sample.setdefault(_sample(tensor) if comparable else object(), [])
         for others in same:
             if equal(others[0].tensor, tensor):
@@ -222,4 +227,4 @@ def _sample(tensor: Tensor) -> tuple[object, ...]:
 
 def _is_constant(tensor: Tensor) -> bool:
     flat = tensor.detach().reshape(-1)
-    return bool((flat == flat[0]).all())
+    return same_numbers(flat, flat[:1].expand_as(flat))  # of float8, which torch compares with nothing, too

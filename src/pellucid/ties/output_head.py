@@ -13,7 +13,7 @@ from torch.optim import LBFGS, Optimizer
 
 from pellucid.errors import InputError, ShapeError, WeightsError
 from pellucid.run.model import CkptedTransformer
-from pellucid.ties.memory import Named, address, clusters
+from pellucid.ties.memory import Named, clusters
 from pellucid.ties.subject import (
     OUR_EMBED,
     OUR_HEAD,
@@ -241,11 +241,6 @@ def head_of(model: nn.Module) -> OutputHead:
             remedy="Give a model of pellucid, or one of transformers with get_output_embeddings().",
         )
     return OutputHead(inner, head, embedding)
-
-
-def same_place(a: Tensor, b: Tensor) -> bool:
-    """Whether two matrices show the same numbers of the same memory."""
-    return a is b or (address(a) == address(b) != 0 and a.shape == b.shape and a.stride() == b.stride())
 
 
 def has_no_bias(linear: nn.Linear) -> bool:
