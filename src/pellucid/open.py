@@ -280,7 +280,7 @@ def load(
         numerics=numerics,
         config=config,
         ignore_config=ignore_config,
-        hub=hub or weights.HubOptions(),
+        hub=weights.HubOptions() if hub is None else hub,
     )
     return weights.load(CkptedTransformer, BUNDLED if name is None else name, options, Tokenizer.from_folder)
 

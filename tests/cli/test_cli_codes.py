@@ -38,7 +38,7 @@ NO_VERB = {
         "hf-wrong-class no-head not-a-model reload-differs reload-raises save-raises save-would-lose "
         "weights-misfit",
     "takes tensors, arrays, figures or settings made in Python":
-        "bandwidth component-axes corpus-encode corpus-no-units corpus-units heatmap-centre "
+        "bandwidth component-axes corpus-above corpus-encode corpus-no-units corpus-units heatmap-centre "
         "id-out-of-range ids-dtype logits-shape mask-while-captured matrix-axes module-input "
         "no-coefficients no-page not-a-fit not-a-readout "
         "not-a-rectangle not-a-state-dict not-auditable not-axes not-counted not-labelled not-measurable "

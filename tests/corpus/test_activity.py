@@ -164,6 +164,14 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: pl.corpus.densities(h.store, NAME, encode="sae"),
              "a function of a block", lambda h: pl.corpus.densities(h.store, NAME, encode=encode)),
     ],
+    "corpus-above": [
+        Case(lambda h: pl.corpus.densities(h.store, NAME, above="0"), "above=0.5",
+             lambda h: pl.corpus.densities(h.store, NAME, above=0.5)),
+    ],
+    "device-not-available": [
+        Case(lambda h: h.store.stream(NAME, 2, device="gpu"), "device='cpu'",
+             lambda h: next(h.store.stream(NAME, 2, device="cpu"))),
+    ],
     "tokenizer-kind": [
         Case(lambda h: pl.corpus.examples(h.store, NAME, [5], tokenizer="gpt2"), "pl.load(name).tokenizer",
              lambda h: pl.corpus.examples(h.store, NAME, [5], tokenizer=pl.load().tokenizer)),

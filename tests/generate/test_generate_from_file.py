@@ -292,6 +292,7 @@ def test_settings_and_configurations_with_numbers_of_other_libraries_are_saved(t
     again = pl.load(tmp_path)
     assert again.generation.fields == {"eos_token_id": [11, 40], "top_k": 5}
     assert again.config.neutral["note"] == 0.5
+    assert pl.GenerationSettings({"stop_strings": np.array(["a", "b"])}).sampling == {"stop_strings": ["a", "b"]}
     model.generation = pl.GenerationSettings({"top_k": object()})
     with pytest.raises(pl.ConfigError, match="expected what JSON can hold"):
         model.save_pretrained(tmp_path)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+import torch
 import transformers
 
 import pellucid as pl
@@ -235,3 +236,15 @@ def test_class_methods_of_other_libraries(name: str, folder: Path, own: pl.Token
     with pytest.raises(AttributeError, match="no attribute 'no_such_thing'") as plain:
         pl.Tokenizer.no_such_thing  # noqa: B018
     assert not isinstance(plain.value, pl.PellucidError)
+
+
+def test_a_single_number_is_not_several_and_an_array_no_form(own: pl.Tokenizer) -> None:
+    for call in (own, own.batch_decode, own.convert_tokens_to_ids):
+        with pytest.raises(pl.InputError, match="expected several"):
+            call(torch.tensor(2))  # type: ignore[arg-type]
+    for encode in (own, own.encode):
+        with pytest.raises(pl.InputError, match="expected 'pt', 'np' or None"):
+            encode("a", return_tensors=np.array([1, 2]))  # type: ignore[call-overload]
+    batch = pl.load().tokenize("a")
+    with pytest.raises(pl.InputError, match=r"expected a pl\.Tokenizer"):
+        pl.Batch(batch.ids, batch.mask, batch.positions, "gpt2")  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import tokenizers
@@ -457,3 +458,11 @@ def test_an_embedding_that_was_resized_without_its_head_is_told_apart(longer: st
     tensors = eval(how.removesuffix("."), {"safetensors": safetensors})
     model = pl.load(eval(call, {"tensors": tensors}), config=hf.config.to_dict())
     assert same_logits(model, hf)
+
+
+def test_values_of_other_kinds_are_told_in_our_words() -> None:
+    for options in ({"dtype": np.array([1, 2])}, {"device": 10**30}, {"hub": torch.zeros(2)}, {"hub": {}}):
+        with pytest.raises(pl.PellucidError):
+            pl.load(**options)
+    with pytest.raises(pl.ConfigError, match="expected True or False"):
+        pl.HubOptions(offline="0")  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ Both read the store from end to end, a block of rows at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.check import as_python, require_whole
+from pellucid.check import as_number, as_python, require_whole
 from pellucid.corpus.identity import reopened
 from pellucid.corpus.place import chunk_key
 from pellucid.corpus.store import Store
@@ -160,7 +161,13 @@ def densities(
         >>> round(float(pl.corpus.densities(store, name, [7]).density[0]), 2)
         0.22
     """
-    width = require_whole("bins", bins, at_least=1)
+    width, floor = require_whole("bins", bins, at_least=1), as_number(above)
+    if floor is None or math.isnan(floor):
+        raise InputError(
+            f"corpus: above={shown(above)}, expected a number.",
+            code="corpus-above",
+            remedy="Give the number above which a unit is active, such as above=0.5.",
+        )
     chosen: list[int] = []
     active = total = least = largest = torch.empty(0)
     for _, block in _blocks(store, name, encode):
@@ -169,7 +176,7 @@ def densities(
             active, total = torch.zeros(len(chosen), dtype=torch.int64), torch.zeros(len(chosen), dtype=torch.float64)
             least, largest = torch.full((len(chosen),), torch.inf), torch.full((len(chosen),), -torch.inf)
         values = block if units is None else block[:, chosen]
-        active += (values > above).sum(0)
+        active += (values > floor).sum(0)
         total += values.double().sum(0)
         least, largest = torch.minimum(least, values.amin(0)), torch.maximum(largest, values.amax(0))
     step = torch.where(largest > least, (largest - least) / width, 1.0)
@@ -187,7 +194,7 @@ def densities(
             "edges": (("unit", "edge"), (least[:, None] + step[:, None] * torch.arange(width + 1)).numpy()),
         },
         coords={"unit": chosen},
-        attrs={"checkpoint": name, "rows": rows, "above": above, "model": store.provenance["model"]},
+        attrs={"checkpoint": name, "rows": rows, "above": floor, "model": store.provenance["model"]},
     )  # fmt: skip
 
 

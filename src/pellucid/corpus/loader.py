@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pellucid.check import require_whole
 from pellucid.corpus.place import chunk_key, unfinished
+from pellucid.weights.load import DEVICE_ERRORS, no_device
 
 if TYPE_CHECKING:
     from pellucid.corpus.store import Store
@@ -46,6 +47,10 @@ class ActivationStream(Iterator[Any]):
     """
 
     def __init__(self, loader: Loader, name: str | None, device: Any) -> None:
+        try:
+            torch.empty(0, device=device)
+        except DEVICE_ERRORS as problem:
+            raise no_device("corpus", device, problem) from problem
         self._loader, self._name, self._device = loader, name, device
         self._batches, self._passes = iter(loader), 0
         # what is read, as JSON has it

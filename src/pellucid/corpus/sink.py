@@ -157,7 +157,7 @@ def feed(
 
 
 def _batches(texts: Iterator[Any], size: int, first: int) -> Iterator[Batched]:
-    while batch := list(islice(texts, size)):  # the last one is perhaps shorter
+    while batch := list(islice(texts, min(size, sys.maxsize))):  # the last one is perhaps shorter
         yield Batched(range(first, first + len(batch)), batch)
         first += len(batch)
 
@@ -175,7 +175,7 @@ def captured(model: CapturingModel, batch: Batched, names: Sequence[str], by: st
 def several_texts(texts: Iterable[Any], by: str) -> Iterable[Any]:
     """Texts, unless a single one was given, or what would give names instead."""
     no_list = isinstance(texts, (str, bytes, Mapping)) or hasattr(texts, "columns")  # a table
-    if no_list or not isinstance(texts, Iterable):
+    if no_list or getattr(texts, "ndim", 1) == 0 or not isinstance(texts, Iterable):
         raise InputError(
             f"{by}: texts={type(texts).__name__}, expected a list or another iterable of texts.",
             code="texts-kind",

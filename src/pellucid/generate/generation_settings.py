@@ -84,7 +84,8 @@ class GenerationSettings:
                 code="generation-wrong-type",
                 remedy="Give a dict with transformers' names, such as {'eos_token_id': 0}.",
             )
-        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
+        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in self.fields.items()}
+        object.__setattr__(self, "fields", MappingProxyType(plain))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (dict(self.fields), self.source))

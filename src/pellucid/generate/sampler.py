@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from pellucid.check import as_number, as_python, as_whole
+from pellucid.check import as_number, as_python, as_whole, require_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.generate import stages
 from pellucid.generate.stages import Stage
@@ -220,7 +220,8 @@ class Sampler:
             )
         before = _within("ids", listed(cast("Sequence[int]", ids)), shape[-1])
         text = torch.tensor(before, dtype=torch.long, device=logits.device)[None]
-        return self.explain_in(Context(text, torch.ones_like(text, dtype=torch.bool), new, tuple(end_ids)), logits)
+        count = require_whole("Sampler.explain: new", new)
+        return self.explain_in(Context(text, torch.ones_like(text, dtype=torch.bool), count, tuple(end_ids)), logits)
 
     def explain_in(self, context: Context, logits: Tensor) -> dict[str, Tensor]:
         """`explain` for logits [V] of one text in the middle of a generation, whose context has that row alone."""

@@ -103,7 +103,7 @@ class CkptedTransformer(GeneratingTransformer):
         """
         options = load.LoadOptions(
             device=device, dtype=dtype, attention=attention, numerics=numerics, config=config,
-            ignore_config=ignore_config, hub=hub or load.HubOptions(),
+            ignore_config=ignore_config, hub=load.HubOptions() if hub is None else hub,
         )  # fmt: skip
         return load.load(cls, model_name, options, Tokenizer.from_folder)
 

@@ -17,6 +17,7 @@ from pellucid.html.listing import Listed, Listing
 from pellucid.names.calls import named_arguments
 from pellucid.schema import POSITIONS, Axis, coordinate
 from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_files import no_tokenizer
 
 _MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Ids that are in use -> their mask, so that ids which are passed on without it are known again."""
@@ -57,6 +58,8 @@ class Batch(Listed):
                     code="input-kind",
                     remedy="Make batches with model.tokenize, which takes texts and ids of any kind.",
                 )
+        if self.tokenizer is not None and not hasattr(self.tokenizer, "pieces"):
+            raise no_tokenizer(self.tokenizer, "a pl.Tokenizer")
         _MASKS[self.ids] = self.mask
 
     @property

@@ -162,7 +162,7 @@ class Tokenizer(metaclass=_Named):
             text: One text.
             return_tensors: None for a list; "pt" or "np" for a tensor or an array [1, P].
         """
-        return as_tensors([self._ids(text)], return_tensors) if return_tensors else self._ids(text)
+        return self._ids(text) if return_tensors is None else as_tensors([self._ids(text)], return_tensors)
 
     @named_arguments(ELSEWHERE)
     def __call__(self, text: str | Sequence[str], *, return_tensors: str | None = None) -> Encoding:

@@ -79,7 +79,7 @@ class Encoding(dict[str, Any]):
 
 def as_tensors(rows: list[list[int]], form: str) -> Any:
     """[B, P], a tensor or an array."""
-    if form not in ("pt", "np"):
+    if not isinstance(form, str) or form not in ("pt", "np"):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
             f"tokenizer: return_tensors={shown(form)}, expected 'pt', 'np' or None.",
             code="return-tensors",
@@ -107,7 +107,8 @@ def no_text(given: object) -> InputError:
 
 def several(given: Any, what: str) -> Iterable[Any]:
     """What was given if there are several in it; one alone has another verb, or is no text at all."""
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+    one = isinstance(given, (str, bytes, Mapping)) or getattr(given, "ndim", 1) == 0
+    if one or not isinstance(given, Iterable):
         raise InputError(
             f"tokenizer: {type(given).__name__} {shown(given):.80}, expected several of these: {what}.",
             code="text-kind",

@@ -58,6 +58,14 @@ class HubOptions:
     offline: bool = False
     endpoint: str | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.offline, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"hub: offline={shown(self.offline)}, expected True or False.",
+                code="config-wrong-type",
+                remedy="Give offline=True to use the cache only, or leave it out.",
+            )
+
     @property
     def address(self) -> str | None:
         """The hub's address, given here or by the environment; None for the public one."""

@@ -186,15 +186,15 @@ def _build(
 def _attention_of(config: Config, asked: str) -> str:
     """How to attend: explicitly where the configuration asks for it, as transformers does, unless the caller does."""
     said = config.neutral.get("_attn_implementation") or config.neutral.get("attn_implementation")
-    return "eager" if asked == "auto" and said == "eager" else asked
+    return "eager" if said == "eager" and asked == "auto" else asked
 
 
 def parse_dtype(given: str | torch.dtype) -> torch.dtype | None:
     """A torch dtype that a model may have; None for `stored`."""
-    if given == "stored":
+    if isinstance(given, str) and given == "stored":
         return None
     found = DTYPES.get(given.removeprefix("torch.")) if isinstance(given, str) else given
-    if found not in DTYPES.values():
+    if not isinstance(found, torch.dtype) or found not in DTYPES.values():
         raise WeightsError(
             f"load: dtype={shown(given)}, expected one of {', '.join(DTYPES)}, stored.",
             code="dtype-unknown",
@@ -284,12 +284,21 @@ def convert(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: st
         if torch.device(device).type == "meta":
             raise RuntimeError("the meta device holds no numbers")
         return separate({name: tensor.to(device=device, dtype=dtype) for name, tensor in weights.items()})
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as problem:
-        raise WeightsError(
-            f"load: device={shown(str(device))}: {str(problem).splitlines()[0]}",
-            code="device-not-available",
-            remedy="Pass device='cpu', or the name of a device that torch can use on this machine.",
-        ) from problem
+    except DEVICE_ERRORS as problem:
+        raise no_device("load", device, problem) from problem
+
+
+DEVICE_ERRORS = (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError)
+"""What torch raises for a device that is none, or is not there."""
+
+
+def no_device(verb: str, device: object, problem: Exception) -> WeightsError:
+    """The error for a device that torch cannot use."""
+    return WeightsError(
+        f"{verb}: device={shown(str(device))}: {str(problem).partition(chr(10))[0]}",
+        code="device-not-available",
+        remedy="Pass device='cpu', or the name of a device that torch can use on this machine.",
+    )
 
 
 def separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
