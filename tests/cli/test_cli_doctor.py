@@ -67,6 +67,8 @@ def test_tables_are_those_of_the_project() -> None:
 def test_text(cli: Any) -> None:
     result = cli("doctor")
     assert (result.exit_code, result.stderr) == (0, "")
+    listed = result.stdout.splitlines()[1 : 3 + len(doctor.LIBRARIES)]
+    assert [line.split()[0] for line in listed] == ["pellucid", "python", *doctor.LIBRARIES]
     for line in (f"torch            {metadata.version('torch')}", "intact: every file is the one that was shipped"):
         assert line in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80

@@ -158,7 +158,7 @@ def _show(found: dict[str, Any]) -> None:
         return Grid(Column(label=True, style="cyan"), *columns, heading=None)
 
     versions, extras, files = grid(Column()), grid(Column(prose=True)), grid(Column(), Column(style="dim"))
-    for name, version in {name: found[name] for name in ("pellucid", "python")}.items() | found["versions"].items():
+    for name, version in ({name: found[name] for name in ("pellucid", "python")} | found["versions"]).items():
         versions.add(name, version or Text("not installed", style="red"))
     device = found["device"]
     cpu = f"cpu: {device['cpu_threads']} thread{'s' * (device['cpu_threads'] != 1)} on {device['cpu_cores']} cores"
