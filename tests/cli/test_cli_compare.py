@@ -73,6 +73,8 @@ def test_a_summary_for_a_pull_request(changed: str):
     assert code == 1
     assert shown.startswith("**different**")
     assert "| `blocks.1.mlp.W_in` |" in shown
+    code, shown = run("bundled", changed, "--markdown", "--json")
+    assert (code, "leave out --markdown" in json.loads(shown)["error"]["message"]) == (2, True)
 
 
 def test_what_is_not_there_is_exit_3(tmp_path):

@@ -95,7 +95,8 @@ def test_patches_of_features(bundled: pl.CkptedTransformer, cli: Any, cli_json: 
 @pytest.mark.parametrize(
     "given",
     [("run", CLEAN, "--feature", "3=1"), ("run", CLEAN, "--sae-at", "resid_pre"), ("run", "--list", "--sae", "sae"),
-     ("run", CLEAN, "--sae", "sae", "--feature", "x"), ("run", CLEAN, "--sae", "sae", "--sae-centred", "maybe"),
+     ("run", CLEAN, "--sae", "sae", "--feature", "x"),
+     ("run", CLEAN, "--sae", "sae", "--feature", "3=1", "--feature", "3=0"), ("run", CLEAN, "--sae", "sae", "--sae-centred", "maybe"),
      ("attribute", CLEAN, "--sae", "sae", "--by", "head"), ("patch", CLEAN, CORRUPTED, "--sae", "sae", "--align"),
      ("patch", CLEAN, CORRUPTED, "--sae", "sae", "--over", "layer")],
     ids=" ".join,

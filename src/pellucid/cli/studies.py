@@ -51,15 +51,8 @@ class Patch(WithSae, ModelWish):
     def __post_init__(self) -> None:
         self.require_sae()
         require_choice("--direction", self.direction, "denoise", "noise")
-        given = {
-            "--names": self.names,
-            "--over": self.over != "layer,pos",
-            "--align": self.align,
-            "--figure": self.figure,
-        }
-        others = [name for name, value in given.items() if value]
-        if self.sae is not None and others:
-            raise typer.BadParameter(f"goes over its features: leave out {', '.join(others)}.", param_hint="--sae")
+        if self.sae is not None:
+            self.leave_out("--sae", "goes over its features", "names", "over", "align", "figure")
         known = ("layer", "head", "pos", "neuron")
         if len(set(self.axes)) < len(self.axes) or not set(self.axes) <= set(known):
             raise typer.BadParameter(f"{self.over!r} given, expected some of {','.join(known)}.", param_hint="--over")
@@ -103,8 +96,8 @@ class Attribute(WithSae, TextWish):
         super().__post_init__()
         self.require_sae()
         require_choice("--by", self.by or "component", "component", "head", "neuron", "block")
-        if self.sae is not None and self.by is not None:
-            raise typer.BadParameter("the parts are its features: leave --by out.", param_hint="--sae")
+        if self.sae is not None:
+            self.leave_out("--sae", "the parts are its features", "by")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +121,8 @@ class Lens(TextWish):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tuned is not None and self.at != "resid_post":
-            raise typer.BadParameter("a tuned lens reads resid_post; leave --at out.", param_hint="--tuned")
+        if self.tuned is not None:
+            self.leave_out("--tuned", "a tuned lens reads resid_post", "at")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +148,7 @@ class Heads(TextWish):
             super().__post_init__()
             return
         require_choice("--composition", self.composition, "Q", "K", "V")
-        given = {"TEXT": self.text, "--ids": self.ids, "--bos": self.bos, "--token": self.token}
-        others = [name for name, value in given.items() if value]
-        if others:
-            raise typer.BadParameter(f"runs no text: leave out {', '.join(others)}.", param_hint="--composition")
+        self.leave_out("--composition", "runs no text", "text", "ids", "bos", "token")
 
 
 @dataclass(frozen=True, kw_only=True)

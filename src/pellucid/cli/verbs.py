@@ -38,6 +38,9 @@ __all__ = ["Attribute", "Heads", "Lens", "Patch", "Reproduce"]
 _MODEL = "A folder, a file, an alias or a hub id; hf: before it runs that side through transformers."
 _ONE_SIDE = "A= or B= before it is for one side alone."
 
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")
+"""Options of `generate` that are fields of a sampler."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Wish):
@@ -86,21 +89,24 @@ class Run(WithSae, TextWish):
         self.require_sae()
         if self.features and self.sae is None:
             raise typer.BadParameter("of which autoencoder? Give --sae, too.", param_hint="--feature")
-        if not self.only_list:
+        if self.only_list:
+            self.leave_out("--list", "runs nothing", "text", "ids", "bos", "pos", "top", "save", "sae")
+        else:
             super().__post_init__()
-        elif self.text or self.ids or self.save or self.sae:
-            raise typer.BadParameter("runs nothing: leave out TEXT, --ids, --save and --sae.", param_hint="--list")
 
     @property
     def features(self) -> dict[int, float]:
         """Features that are set -> what to."""
         try:
-            return {int(number): float(value) for number, value in (one.split("=", 1) for one in self.feature or ())}
+            pairs = [(int(number), float(value)) for number, value in (one.split("=", 1) for one in self.feature or ())]
         except ValueError as error:
             raise typer.BadParameter(
                 f"{', '.join(self.feature or ())}: expected a feature's number and a value such as 12=3.5.",
                 param_hint="--feature",
             ) from error
+        if len(dict(pairs)) < len(pairs):
+            raise typer.BadParameter("one feature several times, expected one value for each.", param_hint="--feature")
+        return dict(pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +132,8 @@ class Compare(Wish):
     markdown: Annotated[bool, flag("--markdown", "Write a summary for a pull request.")] = False
 
     def __post_init__(self) -> None:
+        if self.as_json:
+            self.leave_out("--json", "writes an object, and no summary", "markdown")
         if self.text is not None and self.ids:
             raise typer.BadParameter("--text and --ids given, expected one of them.")
         parse_ids(self.ids or ())
@@ -193,15 +201,13 @@ class Generate(TextWish):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("--sampler", self.sampler or "file", "file")
-        if self.sampler == "file" and self.settings:
-            given = ", ".join(f"--{name.replace('_', '-')}" for name in self.settings)
-            raise typer.BadParameter(f"the file says it; leave out {given}.", param_hint="--sampler file")
+        if self.sampler is not None:
+            self.leave_out("--sampler file", "the file says it", *SETTINGS)
 
     @property
     def settings(self) -> dict[str, float]:
         """The settings of a sampler that were given, by the sampler's names."""
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,16 +304,15 @@ class Capture(ModelWish):
     )
     workers: Annotated[int | None, option("N", "How many processes Ray starts.", "as many as fit", min=1)] = None
     verify: Annotated[bool, flag("--verify", "Run rows again and compare them; writes nothing.")] = False
-    rows: Annotated[int, option("N", "How many rows --verify draws.", min=1)] = 1000
+    rows: Annotated[int | None, option("N", "How many rows --verify draws.", "1000", min=1)] = None
 
     def __post_init__(self) -> None:
         if self.verify:
-            given = [name for name, value in (("--data", self.data), ("--names", self.names)) if value]
-            if given:
-                raise typer.BadParameter(
-                    f"the folder says what it holds: leave out {', '.join(given)}.", param_hint="--verify"
-                )
+            self.leave_out("--verify", "the folder says what it holds", "data", "names", "field", "lines", "keep_as",
+                           "batch_tokens", "pack", "engine", "workers")  # fmt: skip
             return
+        if self.rows is not None:
+            raise typer.BadParameter("says how many rows --verify draws: give --verify, too.", param_hint="--rows")
         missing = [name for name, value in (("--data", self.data), ("--names", self.names)) if not value]
         if missing:
             raise typer.BadParameter(f"Missing option: give {' and '.join(missing)}.")

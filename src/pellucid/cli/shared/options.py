@@ -67,6 +67,14 @@ class Wish:
         """Option -> the file that will be written; they are looked at before the work."""
         return {f"--{one.name}": getattr(self, one.name) for one in fields(self) if one.name in WRITTEN}
 
+    def leave_out(self, option: str, why: str, *names: str) -> None:
+        """See that none of these fields, which count for nothing with an option, was given."""
+        usual = {one.name: one.default for one in fields(self)}
+        given = [name for name in names if getattr(self, name) not in (usual[name], [], ())]
+        if given:
+            typed = ("TEXT" if name == "text" else f"--{name.replace('_', '-')}" for name in given)
+            raise typer.BadParameter(f"{why}: leave out {', '.join(typed)}.", param_hint=option)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelWish(Wish):
@@ -177,13 +185,15 @@ def require_choice(name: str, given: str, *known: str) -> None:
 
 def parse_ids(given: list[str] | tuple[str, ...]) -> list[list[int]]:
     """Rows of ids, from `1,2,3;4,5` given once or several times."""
-    rows = [row for one in given for row in one.split(";")]
-    try:
-        return [[int(number) for number in row.replace(",", " ").split()] for row in rows]
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{given[0]!r}: expected whole numbers such as 1,2,3, with ; between rows.", param_hint="--ids"
-        ) from error
+    rows: list[list[int]] = []
+    for row in (row for one in given for row in one.split(";")):
+        try:
+            rows.append([int(number) for number in row.replace(",", " ").split()])
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"{row!r}: expected whole numbers such as 1,2,3, with ; between rows.", param_hint="--ids"
+            ) from error
+    return rows
 
 
 def configuration(path: Path) -> Path:

@@ -134,10 +134,10 @@ def show_json(content: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress(what: str, *, quiet: bool = False) -> Generator[None, None, None]:
+def progress(what: str) -> Generator[None, None, None]:
     """Say on a terminal's stderr what takes time, for as long as it does."""
     console = messages()
-    if quiet or not console.is_terminal:
+    if not console.is_terminal:
         yield
         return
     with console.status(f"{what} …", spinner="dots"):

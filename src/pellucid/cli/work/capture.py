@@ -89,7 +89,7 @@ def _verify(wish: Capture) -> None:
     store = pl.corpus.open(wish.out)
     with progress("running rows again"):
         model = wish.open() if wish.model is not None else reopened(store.provenance)
-        found = store.verify(wish.rows, model)
+        found = store.verify(1000 if wish.rows is None else wish.rows, model)
     if wish.as_json:
         show_json(asdict(Verified(
             wish.out, bool(found), found.rows, found.batches, found.missing, found.unequal, found.damaged
