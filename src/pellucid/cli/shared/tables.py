@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 import pellucid as pl
 from pellucid import atomic
-from pellucid.cli.shared.options import Wish
-from pellucid.cli.shared.screen import show
+from pellucid.axes import LETTERS, Axis
+from pellucid.cli.shared.screen import show, show_json
 from pellucid.cli.shared.widths import Column, Flow, Grid
 from pellucid.errors import InputError, visible
 from pellucid.extras import need
@@ -203,8 +203,18 @@ def write_figure(path: Path, draw: Callable[[], Any]) -> None:
         pyplot.close(figure)
 
 
-def say_written(wish: Wish) -> None:
-    """Name the files that a verb wrote."""
+def deliver(
+    wish: Any, result: Any, show_it: Callable[[], None], table: Callable[[], Any], draw: Callable[[], Any]
+) -> None:
+    """Write the table and the figure that were asked for, and show the result: as an object, or by `show_it`."""
+    if wish.csv is not None:
+        write_csv(wish.csv, table())
+    if wish.figure is not None:
+        write_figure(wish.figure, draw)
+    if wish.as_json:
+        show_json(asdict(result))
+        return
+    show_it()
     for path in wish.outputs().values():
         if path is not None:
             show(Text.assemble("\nwritten: ", (str(path), "bold")))

@@ -9,18 +9,8 @@ from rich.text import Text
 
 import pellucid as pl
 from pellucid.attribution.direct import By
-from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tables import (
-    NextToken,
-    bar,
-    heading,
-    likeliest,
-    number,
-    require_format,
-    say_written,
-    write_csv,
-    write_figure,
-)
+from pellucid.cli.shared.screen import progress, show
+from pellucid.cli.shared.tables import NextToken, bar, deliver, heading, likeliest, number, require_format
 from pellucid.cli.shared.texts import position_of, token_of
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Attribute
@@ -79,18 +69,21 @@ def attribute(wish: Attribute) -> None:
         pair[1] if len(pair) > 1 else None,
         float(here[pair[0].id] - (here[pair[1].id] if len(pair) > 1 else 0)), float(parts.sum()), _parts(parts),
     )  # fmt: skip
-    if wish.csv is not None:
-        table = need("pandas", "--csv").DataFrame([asdict(part) for part in result.parts])
-        write_csv(wish.csv, table.astype({"layer": "Int64", "index": "Int64"}))
-    if wish.figure is not None:
-        names = " - ".join(repr(one.token) for one in pair)
-        drawn = parts.assign_attrs(target=f"the logit{'s' * (len(pair) > 1)} {names}")
-        write_figure(wish.figure, lambda: pl.plot.attribution(drawn, most=wish.top).get_figure())
-    if wish.as_json:
-        show_json(asdict(result))
-    else:
-        _show(result, wish.top)
-        say_written(wish)
+    deliver(
+        wish, result, lambda: _show(result, wish.top), lambda: _table(result.parts),
+        lambda: pl.plot.attribution(_titled(parts, pair), most=wish.top).get_figure(),
+    )  # fmt: skip
+
+
+def _table(parts: list[Added]) -> Any:
+    table = need("pandas", "--csv").DataFrame([asdict(part) for part in parts])
+    return table.astype({"layer": "Int64", "index": "Int64"})
+
+
+def _titled(parts: Any, pair: list[NextToken]) -> Any:
+    """The parts with a target that says whose logits they are of, in the words of the text."""
+    names = " - ".join(repr(one.token) for one in pair)
+    return parts.assign_attrs(target=f"the logit{'s' * (len(pair) > 1)} {names}")
 
 
 def _token(model: pl.CkptedTransformer, logits: Any, given: str) -> NextToken:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tables import heading, number, panels, require_format, say_written, write_csv, write_figure
+from pellucid.cli.shared.screen import progress, show
+from pellucid.cli.shared.tables import deliver, heading, number, panels, require_format
 from pellucid.cli.shared.texts import token_of
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Heads
@@ -46,28 +46,23 @@ def heads(wish: Heads) -> None:
     require_format(wish.figure)
     text = None if wish.composition is not None else wish.given()
     model = wish.open()
-    result = _composed(wish, model) if wish.composition is not None else _scored(wish, model, text)
-    if wish.as_json:
-        show_json(asdict(result))
-        return
-    if isinstance(result, Composed):
-        _show_pairs(result)
+    if wish.composition is not None:
+        _compose(wish, model)
     else:
-        _show(result, wish.top)
-    say_written(wish)
+        _score(wish, model, text)
 
 
-def _composed(wish: Heads, model: pl.CkptedTransformer) -> Composed:
+def _compose(wish: Heads, model: pl.CkptedTransformer) -> None:
     with progress("multiplying"):
         scores = pl.heads.composition(model, cast(Any, wish.composition))
     table = scores.to_dataframe().drop(columns="kind", errors="ignore").dropna().reset_index()
     table = table.sort_values("composition", ascending=False, kind="stable")
-    if wish.csv is not None:
-        write_csv(wish.csv, table)
-    if wish.figure is not None:
-        random = model.schema.sizes["d_model"] ** -0.5  # about what heads of random weights score
-        write_figure(wish.figure, lambda: pl.plot.heatmap(_by_pair(scores), centre=random).get_figure())
-    return Composed(wish.model_name, str(wish.composition), _records(table.head(wish.top)))
+    random = model.schema.sizes["d_model"] ** -0.5  # about what heads of random weights score
+    result = Composed(wish.model_name, str(wish.composition), table.head(wish.top).to_dict("records"))
+    deliver(
+        wish, result, lambda: _show_pairs(result), lambda: table,
+        lambda: pl.plot.heatmap(_by_pair(scores), centre=random).get_figure(),
+    )  # fmt: skip
 
 
 def _by_pair(scores: xarray.DataArray) -> xarray.DataArray:
@@ -79,34 +74,27 @@ def _by_pair(scores: xarray.DataArray) -> xarray.DataArray:
     return found.assign_coords({"from": names["start"], "to": names["end"]})
 
 
-def _scored(wish: Heads, model: pl.CkptedTransformer, text: str | None) -> Scored:
+def _score(wish: Heads, model: pl.CkptedTransformer, text: str | None) -> None:
     with progress("running"):
         batch = model.tokenize([wish.row(model, text)])
         found = pl.heads.scores(model, batch)
-        movers = None
-        if wish.token is not None:
-            movers = pl.heads.name_movers(model, batch, token_of(model, wish.token))
-    tables = [_table(found), *([] if movers is None else [_table(movers)])]
-    if wish.csv is not None:
-        both = (
-            tables[0]
-            if movers is None
-            else tables[0].merge(tables[1], on=["layer", "head"], suffixes=("", "_of_token"))
-        )
-        write_csv(wish.csv, both)
-    if wish.figure is not None:
-        write_figure(wish.figure, lambda: _draw(found if movers is None else movers))
-    names = [_records(table) for table in tables]
-    return Scored(wish.model_name, batch.strings[0], wish.token, names[0], names[1] if len(names) > 1 else None)
+        movers = None if wish.token is None else pl.heads.name_movers(model, batch, token_of(model, wish.token))
+    table = both = _table(found)
+    moved = None
+    if movers is not None:
+        of_token = _table(movers)
+        both = table.merge(of_token, on=["layer", "head"], suffixes=("", "_of_token"))
+        moved = of_token.to_dict("records")
+    result = Scored(wish.model_name, batch.strings[0], wish.token, table.to_dict("records"), moved)
+    deliver(
+        wish, result, lambda: _show(result, wish.top), lambda: both,
+        lambda: _draw(found if movers is None else movers),
+    )  # fmt: skip
 
 
 def _table(found: xarray.Dataset) -> Any:
     """A row for each head, in the order of layers."""
     return found.to_dataframe(dim_order=["layer", "head"]).reset_index()
-
-
-def _records(table: Any) -> list[dict[str, Any]]:
-    return table.to_dict("records")
 
 
 def _draw(found: xarray.Dataset) -> Any:

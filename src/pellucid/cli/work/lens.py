@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tables import NextToken, heading, number, require_format, say_written, write_csv, write_figure
+from pellucid.cli.shared.screen import progress, show
+from pellucid.cli.shared.tables import NextToken, deliver, heading, number, require_format
 from pellucid.cli.shared.texts import position_of, token_of
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Lens
@@ -64,15 +64,10 @@ def lens(wish: Lens) -> None:
     pos = position_of(wish.pos, len(tokens))
     grid = [[said.top[0].token for said in of_layer] for of_layer in zip(*every, strict=True)]
     result = Looked(wish.model_name, wish.at, tokens, pos, wish.token, every[pos], grid)
-    if wish.csv is not None:
-        write_csv(wish.csv, need("pandas", "--csv").DataFrame(_rows(every, tokens)))
-    if wish.figure is not None:
-        write_figure(wish.figure, lambda: pl.plot.lens(read).get_figure())
-    if wish.as_json:
-        show_json(asdict(result))
-    else:
-        _show(result)
-        say_written(wish)
+    deliver(
+        wish, result, lambda: _show(result), lambda: need("pandas", "--csv").DataFrame(_rows(every, tokens)),
+        lambda: pl.plot.lens(read).get_figure(),
+    )  # fmt: skip
 
 
 def _said(read: Any, top: int, token: int | None) -> Iterator[list[Said]]:

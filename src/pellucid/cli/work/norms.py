@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,8 @@ from rich.text import Text
 
 import pellucid as pl
 from pellucid.cli.shared.options import parse_ids
-from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tables import (
-    heading,
-    number,
-    panels,
-    require_format,
-    say_written,
-    spark,
-    write_csv,
-    write_figure,
-)
+from pellucid.cli.shared.screen import progress, show
+from pellucid.cli.shared.tables import deliver, heading, number, panels, require_format, spark
 from pellucid.cli.shared.texts import read_texts, tokens_of, windows
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Norms
@@ -94,17 +85,7 @@ def norms(wish: Norms) -> None:
         values = gathered.norms()
         fit = pl.measure.autoregression(values, lags=wish.lags, skip=wish.skip) if wish.lags else None
     result = _summary(values, fit, wish)
-    if wish.csv is not None:
-        table = values.to_dataframe().dropna().reset_index()
-        # Shorter texts have pads before them: a token's place is that in its text.
-        write_csv(wish.csv, table.assign(**{_time(values): table[_position(values)]}))
-    if wish.figure is not None:
-        write_figure(wish.figure, lambda: _draw(values, fit, wish.skip))
-    if wish.as_json:
-        show_json(asdict(result))
-    else:
-        _show(result)
-        say_written(wish)
+    deliver(wish, result, lambda: _show(result), lambda: _of_tokens(values), lambda: _draw(values, fit, wish.skip))
 
 
 def _require_length(rows: list[list[int]], wish: Norms) -> None:
@@ -144,6 +125,12 @@ class _Gathered(Sink):
         )
         position = _position(joined)
         return joined.assign_coords({position: joined[position].fillna(-1).astype(int)})
+
+
+def _of_tokens(values: xarray.DataArray) -> Any:
+    """A row for each token; shorter texts have pads before them, so its place is that in its text."""
+    table = values.to_dataframe().dropna().reset_index()
+    return table.assign(**{_time(values): table[_position(values)]})
 
 
 def _time(values: xarray.DataArray) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tables import bar, heading, number, require_format, say_written, write_csv, write_figure
+from pellucid.cli.shared.screen import progress, show
+from pellucid.cli.shared.tables import bar, deliver, heading, number, require_format
 from pellucid.cli.shared.texts import read_text, token_of, tokens_of
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Patch
@@ -58,21 +58,18 @@ def patch(wish: Patch) -> None:
         else pl.sae.patch(sae, model, *texts, **how)
     )  # fmt: skip
     base = model.tokenize(texts[1 if wish.direction == "denoise" else 0]).strings[0]
-    if wish.csv is not None:
-        write_csv(wish.csv, swept.to_dataframe(name="value").dropna().reset_index())
-    if wish.figure is not None:
-        write_figure(wish.figure, lambda: pl.plot.heatmap(swept).get_figure())
-    if wish.as_json:
-        show_json(asdict(Patched(
-            model=wish.model_name, names=wish.checkpoints if sae is None else [sae.place(model.schema)],
-            direction=wish.direction, metric=swept.attrs["metric"],
-            units=swept.attrs["units"], token=str(token), against=None if against is None else str(against),
-            clean=swept.attrs["clean"], corrupted=swept.attrs["corrupted"], tokens=base,
-            axes={str(dim): swept[dim].values.tolist() for dim in swept.dims}, values=swept.values.tolist(),
-        )))  # fmt: skip
-    else:
-        _show(swept, wish.top)
-        say_written(wish)
+    result = Patched(
+        model=wish.model_name, names=wish.checkpoints if sae is None else [sae.place(model.schema)],
+        direction=wish.direction, metric=swept.attrs["metric"],
+        units=swept.attrs["units"], token=str(token), against=None if against is None else str(against),
+        clean=swept.attrs["clean"], corrupted=swept.attrs["corrupted"], tokens=base,
+        axes={str(dim): swept[dim].values.tolist() for dim in swept.dims}, values=swept.values.tolist(),
+    )  # fmt: skip
+    deliver(
+        wish, result, lambda: _show(swept, wish.top),
+        lambda: swept.to_dataframe(name="value").dropna().reset_index(),
+        lambda: pl.plot.heatmap(swept).get_figure(),
+    )  # fmt: skip
 
 
 def _answers(
