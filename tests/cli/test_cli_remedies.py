@@ -17,7 +17,7 @@ import pellucid as pl
 from following import Typed, typed
 from pellucid.cli import VERBS
 from pellucid.cli.shared.failures import WORDS, remedy_here
-from pellucid.cli.shared.texts import read_text
+from pellucid.cli.shared.options import read_text
 from pellucid.errors import PYTHON
 from pellucid.fast import compiled
 from pellucid.open import BUNDLED

@@ -16,7 +16,8 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,8 +26,8 @@ from rich.text import Text
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from pellucid._version import __version__
-from pellucid.cli.shared.failures import Exit, exit_code, show_failure, show_fault, show_misuse, show_warning, usage
-from pellucid.cli.shared.screen import progress, require_surroundings, require_writable, tell, writing
+from pellucid.cli.shared.failures import Exit, exit_code, show_failure, show_fault, show_warning
+from pellucid.cli.shared.screen import progress, require_surroundings, require_writable, show_json, tell, writing
 from pellucid.errors import PellucidError
 from pellucid.run import interrupts
 
@@ -59,6 +60,26 @@ NARROW = 80
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
+@contextmanager
+def _usage(words: Sequence[str]) -> Generator[None, None, None]:
+    """Around the reading of words: where --json is among them, misuse is told as an object, too."""
+    given = list(words)  # they are taken out of the list as they are read
+    try:
+        yield
+    except typer.TyperException as misuse:
+        if "--json" not in given[: given.index("--") if "--" in given else None]:
+            raise
+        raise _show_misuse(misuse) from misuse
+
+
+def _show_misuse(misuse: typer.TyperException) -> typer.Exit:
+    """Say what was wrongly typed as an object on stdout; returns the exit that follows."""
+    where = getattr(getattr(misuse, "ctx", None), "command_path", "pellucid")
+    remedy = f"`{where} --help` says what can be given."
+    show_json({"error": {"code": "usage", "message": misuse.format_message(), "remedy": remedy}})
+    return typer.Exit(misuse.exit_code)
+
+
 class Verb(TyperCommand):
     """A verb, whose callback makes what was asked for; it is then answered.
 
@@ -82,7 +103,7 @@ class Verb(TyperCommand):
             error.ctx = error.ctx or ctx  # whose usage is shown
             if not as_json:
                 raise
-            raise show_misuse(error) from error
+            raise _show_misuse(error) from error
         except KeyboardInterrupt as interruption:
             if words := str(interruption):
                 tell(Text(words))
@@ -94,7 +115,7 @@ class Verb(TyperCommand):
             raise typer.Exit(Exit.FAULT) from fault
 
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        with usage(args):
+        with _usage(args):
             return super().make_context(info_name, args, parent, **extra)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -117,11 +138,11 @@ class Verbs(TyperGroup):
     """The group whose commands are lines of `VERBS` until one of them is named."""
 
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        with usage(args):
+        with _usage(args):
             return super().make_context(info_name, args, parent, **extra)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        with usage(args):
+        with _usage(args):
             name, command, rest = super().resolve_command(ctx, args)
         return (name, command, rest) if name is None else (name, load_verb(name), rest)
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import enum
 import re
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
-import typer
 from rich.text import Text
 
 from pellucid.cli.shared.screen import LOST_OUTPUT, show_json, tell
@@ -43,26 +41,6 @@ def show_failure(error: PellucidError, *, as_json: bool, verb: str = "") -> None
         return
     text = Text.assemble(("error: ", "bold red"), (error.message, "red"), "  ", (f"[{error.code}]", "dim"))
     tell(text, Text.assemble(("remedy: ", "bold"), remedy))
-
-
-@contextmanager
-def usage(words: Sequence[str]) -> Generator[None, None, None]:
-    """Around the reading of words: where --json is among them, misuse is told as an object, too."""
-    given = list(words)  # they are taken out of the list as they are read
-    try:
-        yield
-    except typer.TyperException as misuse:
-        if "--json" not in given[: given.index("--") if "--" in given else None]:
-            raise
-        raise show_misuse(misuse) from misuse
-
-
-def show_misuse(misuse: typer.TyperException) -> typer.Exit:
-    """Say what was wrongly typed as an object on stdout; returns the exit that follows."""
-    where = getattr(getattr(misuse, "ctx", None), "command_path", "pellucid")
-    remedy = f"`{where} --help` says what can be given."
-    show_json({"error": {"code": "usage", "message": misuse.format_message(), "remedy": remedy}})
-    return typer.Exit(misuse.exit_code)
 
 
 def show_fault(fault: BaseException, trace: str, *, as_json: bool) -> None:

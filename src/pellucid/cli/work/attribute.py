@@ -9,9 +9,9 @@ from rich.text import Text
 
 import pellucid as pl
 from pellucid.attribution.direct import By
+from pellucid.cli.shared.options import position_of, token_of
 from pellucid.cli.shared.screen import progress, show
 from pellucid.cli.shared.tables import NextToken, bar, deliver, heading, likeliest, number, require_format
-from pellucid.cli.shared.texts import position_of, token_of
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Attribute
 from pellucid.errors import visible

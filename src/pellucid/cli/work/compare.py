@@ -10,10 +10,9 @@ from rich.text import Text as Words
 
 import pellucid as pl
 from pellucid.cli.shared.failures import Exit
-from pellucid.cli.shared.options import configuration, parse_ids, read_tokenizer
+from pellucid.cli.shared.options import configuration, parse_ids, read_text, read_tokenizer
 from pellucid.cli.shared.screen import progress, show, show_json, steps
 from pellucid.cli.shared.tables import heading
-from pellucid.cli.shared.texts import read_text
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Compare
 from pellucid.prove.pages import MOVED

@@ -9,9 +9,9 @@ import numpy as np
 from rich.text import Text
 
 import pellucid as pl
+from pellucid.cli.shared.options import token_of
 from pellucid.cli.shared.screen import progress, show
 from pellucid.cli.shared.tables import deliver, heading, number, panels, require_format
-from pellucid.cli.shared.texts import token_of
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Heads
 from pellucid.errors import visible

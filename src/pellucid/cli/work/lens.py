@@ -10,9 +10,9 @@ import numpy as np
 from rich.text import Text
 
 import pellucid as pl
+from pellucid.cli.shared.options import position_of, token_of
 from pellucid.cli.shared.screen import progress, show
 from pellucid.cli.shared.tables import NextToken, deliver, heading, number, require_format
-from pellucid.cli.shared.texts import position_of, token_of
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Lens
 from pellucid.errors import visible

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.cli.shared.options import parse_ids
+from pellucid.axes import coordinate
+from pellucid.cli.shared.options import looks_like_a_file, parse_ids, read_text, text_of, tokens_of
 from pellucid.cli.shared.screen import progress, show
 from pellucid.cli.shared.tables import deliver, heading, number, panels, require_format, spark
-from pellucid.cli.shared.texts import read_texts, tokens_of, windows
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Norms
 from pellucid.corpus.sink import Sink, feed
-from pellucid.errors import InputError
+from pellucid.errors import InputError, NotFoundError
 from pellucid.extras import need
 from pellucid.measure.labelled import capture_pattern
-from pellucid.schema import coordinate
+from pellucid.weights.manifests import reading, require_regular
 
 if TYPE_CHECKING:
     import xarray
@@ -74,10 +76,10 @@ class NormTable:
 def norms(wish: Norms) -> None:
     """Measure the norms of texts, show them, and write what was asked for."""
     require_format(wish.figure)
-    found = read_texts(wish.texts or ())
+    found = _read_texts(wish.texts or ())
     model = wish.open()
     with progress("running"):
-        rows = windows(model, [*(tokens_of(model, text) for text in found), *parse_ids(wish.ids or ())])
+        rows = _windows(model, [*(tokens_of(model, text) for text in found), *parse_ids(wish.ids or ())])
         if wish.lags:
             _require_length(rows, wish)
         gathered = _Gathered(wish.at, log=not wish.linear)
@@ -86,6 +88,41 @@ def norms(wish: Norms) -> None:
         fit = pl.measure.autoregression(values, lags=wish.lags, skip=wish.skip) if wish.lags else None
     result = _summary(values, fit, wish)
     deliver(wish, result, lambda: _show(result), lambda: _of_tokens(values), lambda: _draw(values, fit, wish.skip))
+
+
+def _read_texts(given: Iterable[str]) -> list[str]:
+    """Each argument as a text: a file's, if something of this name is there, else its own."""
+    return [_from_file(Path(one)) if os.path.lexists(one) else read_text(_no_name(one)) for one in given]
+
+
+def _no_name(given: str) -> str:
+    """The text, unless it can only be the name of a file."""
+    if looks_like_a_file(given):
+        raise NotFoundError(
+            f"norms: no file {given!r}.", code="path-not-found", remedy="Give the path of a text file, or a text."
+        )
+    return given
+
+
+def _from_file(path: Path) -> str:
+    require_regular(path)
+    with reading(path):
+        content = path.read_bytes()
+    return text_of(content, path)
+
+
+def _windows(model: pl.CkptedTransformer, rows: Iterable[list[int]]) -> list[list[int]]:
+    """Texts as ids, cut if they are longer than the model's context."""
+    size = model.schema.sizes["n_ctx"]
+    return [ids[start : start + size] for ids in map(_some, rows) for start in range(0, len(ids), size)]
+
+
+def _some(ids: list[int]) -> list[int]:
+    if not ids:
+        raise InputError(
+            "norms: an empty text, expected at least one token.", code="empty-text", remedy="Give some text."
+        )
+    return ids
 
 
 def _require_length(rows: list[list[int]], wish: Norms) -> None:

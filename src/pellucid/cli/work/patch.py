@@ -9,9 +9,9 @@ import numpy as np
 from rich.text import Text
 
 import pellucid as pl
+from pellucid.cli.shared.options import read_text, token_of, tokens_of
 from pellucid.cli.shared.screen import progress, show
 from pellucid.cli.shared.tables import bar, deliver, heading, number, require_format
-from pellucid.cli.shared.texts import read_text, token_of, tokens_of
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Patch
 from pellucid.errors import visible

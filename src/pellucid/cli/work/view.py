@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.text import Text
 
 import pellucid as pl
+from pellucid.cli.shared.options import token_of
 from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.texts import token_of
 from pellucid.cli.verbs import View
 
 
