@@ -8,7 +8,44 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli.shared.options import ModelWish, TextWish, WithSae, aliases, argument, flag, option, require_choice
+from pellucid.cli.shared.options import (
+    Ids,
+    ModelWish,
+    TextWish,
+    WithSae,
+    aliases,
+    argument,
+    flag,
+    option,
+    parse_ids,
+    require_choice,
+    require_one_source,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norms(ModelWish):
+    """Texts to measure, and what of them."""
+
+    MORE = """
+    Shows their distribution, and a regression of each token's norm on those of the tokens before it. The first token
+    is left out, because its norm is far from all others. Texts longer than the context are cut into several.
+    """
+
+    texts: Annotated[
+        list[str] | None, argument("TEXT|FILE...", "Texts, or files of text; - is standard input.", default=True)
+    ] = None
+    ids: Ids = None
+    at: Annotated[str, option("CHECKPOINT", "Whose vectors.")] = "attn.ckpt_attn_out"
+    lags: Annotated[int, option("N", "Tokens before that a norm is regressed on; 0: none.", min=0)] = 2
+    skip: Annotated[int, option("N", "First tokens of each text to leave out.", min=0)] = 1
+    linear: Annotated[bool, flag("--linear", "The norms themselves instead of their logarithms.")] = False
+    figure: Annotated[Path | None, option("FILE", "Draw them: .svg, .pdf, .png.")] = None
+    csv: Annotated[Path | None, option("FILE", "Write the norm of every token.")] = None
+
+    def __post_init__(self) -> None:
+        require_one_source("TEXT or FILE", self.texts, self.ids)
+        parse_ids(self.ids or ())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,11 +29,10 @@ from pellucid.cli.shared.options import (
     option,
     parse_ids,
     require_choice,
-    require_one_source,
 )
-from pellucid.cli.studies import Attribute, Heads, Lens, Patch, Reproduce
+from pellucid.cli.studies import Attribute, Heads, Lens, Norms, Patch, Reproduce
 
-__all__ = ["Attribute", "Heads", "Lens", "Patch", "Reproduce"]
+__all__ = ["Attribute", "Heads", "Lens", "Norms", "Patch", "Reproduce"]
 
 _MODEL = "A folder, a file, an alias or a hub id; hf: before it runs that side through transformers."
 _ONE_SIDE = "A= or B= before it is for one side alone."
@@ -208,31 +207,6 @@ class Generate(TextWish):
     def settings(self) -> dict[str, float]:
         """The settings of a sampler that were given, by the sampler's names."""
         return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Norms(ModelWish):
-    """Texts to measure, and what of them."""
-
-    MORE = """
-    Shows their distribution, and a regression of each token's norm on those of the tokens before it. The first token
-    is left out, because its norm is far from all others. Texts longer than the context are cut into several.
-    """
-
-    texts: Annotated[
-        list[str] | None, argument("TEXT|FILE...", "Texts, or files of text; - is standard input.", default=True)
-    ] = None
-    ids: Ids = None
-    at: Annotated[str, option("CHECKPOINT", "Whose vectors.")] = "attn.ckpt_attn_out"
-    lags: Annotated[int, option("N", "Tokens before that a norm is regressed on; 0: none.", min=0)] = 2
-    skip: Annotated[int, option("N", "First tokens of each text to leave out.", min=0)] = 1
-    linear: Annotated[bool, flag("--linear", "The norms themselves instead of their logarithms.")] = False
-    figure: Annotated[Path | None, option("FILE", "Draw them: .svg, .pdf, .png.")] = None
-    csv: Annotated[Path | None, option("FILE", "Write the norm of every token.")] = None
-
-    def __post_init__(self) -> None:
-        require_one_source("TEXT or FILE", self.texts, self.ids)
-        parse_ids(self.ids or ())
 
 
 @dataclass(frozen=True, kw_only=True)
