@@ -13,7 +13,7 @@ from matplotlib.collections import PathCollection
 
 import pellucid as pl
 from pellucid.errors import InputError, PellucidError, ShapeError
-from pellucid.plot import grids, growth, heatmaps, inputs, layers, matrix, summaries
+from pellucid.plot import inputs, layers, matrix, patterns, residual_stream, summaries
 
 STORIES = ["Once upon a time there was a cat. She had a red ball.", "The end of it"]
 
@@ -315,13 +315,13 @@ def test_long_texts_merge_into_the_largest_of_their_blocks() -> None:
     ("count", "dots", "block"), [(1, 100, 1), (100, 100, 1), (101, 100, 2), (1024, 1e4, 4), (3, 0, 3)]
 )
 def test_blocks(count: int, dots: float, block: int) -> None:
-    assert heatmaps.block_size(count, dots) == block
+    assert patterns.block_size(count, dots) == block
 
 
 def test_blocks_of_unequal_size_and_of_nothing() -> None:
     matrix = np.array([[1.0, np.nan, 3.0], [4.0, np.nan, 2.0], [np.nan, np.nan, np.nan]])
-    assert np.array_equal(heatmaps.largest_of_blocks(matrix, 2), [[4.0, 3.0], [np.nan, np.nan]], equal_nan=True)
-    assert heatmaps.largest_of_blocks(matrix, 1) is matrix
+    assert np.array_equal(patterns.largest_of_blocks(matrix, 2), [[4.0, 3.0], [np.nan, np.nan]], equal_nan=True)
+    assert patterns.largest_of_blocks(matrix, 1) is matrix
 
 
 def test_attention_that_looks_ahead_is_shown_whole() -> None:
@@ -545,8 +545,8 @@ def pads_counted(patch: pytest.MonkeyPatch) -> None:
 
 
 def first_token_among_the_others(patch: pytest.MonkeyPatch) -> None:
-    plain = growth._apart
-    patch.setattr(growth, "_apart", lambda where, layers: (plain(where, layers)[0], layers))
+    plain = residual_stream._first_token
+    patch.setattr(residual_stream, "_first_token", lambda where, layers: (plain(where, layers)[0], layers))
 
 
 def everything_spread(patch: pytest.MonkeyPatch) -> None:
@@ -564,13 +564,13 @@ def test_the_checks_notice(run: pl.ActivationCkpts, norms: xr.DataArray, fit: An
         (lambda: test_coefficients_are_those_of_the_fit(fit),
          lambda patch: patch.setattr(summaries, "INTERCEPT", "lag1")),
         (test_each_head_of_a_grid_stands_in_its_place,
-         lambda patch: patch.setattr(grids.Plan, "down", property(lambda self: 1.2))),
+         lambda patch: patch.setattr(patterns.Plan, "down", property(lambda self: 1.2))),
         (test_long_texts_merge_into_the_largest_of_their_blocks,
-         lambda patch: patch.setattr(heatmaps, "largest_of_blocks", lambda m, b: m[::b, ::b])),
+         lambda patch: patch.setattr(patterns, "largest_of_blocks", lambda m, b: m[::b, ::b])),
         (lambda: test_scores_are_drawn_layer_by_head(run),
-         lambda patch: patch.setattr(heatmaps, "SCORES", ("head", "layer"))),
+         lambda patch: patch.setattr(matrix, "SCORES", ("head", "layer"))),
         (lambda: test_colours_begin_at_zero([[0.1, 0.2]], (0, 0.2)),
-         lambda patch: patch.setattr(heatmaps, "colour_limits", lambda n: (n.min(), n.max()))),
+         lambda patch: patch.setattr(matrix, "colour_limits", lambda n: (n.min(), n.max()))),
     ]  # fmt: skip
     for check, breaks in cases:
         with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ import pellucid as pl
 import samples
 import support
 from pellucid.errors import InputError, PellucidError, ShapeError, UnknownNameError
-from pellucid.plot import along_text, before_after, vectors
+from pellucid.plot import along_text, residual_stream, vectors
 from pellucid.plot.vectors import principal_components
 
 TEXTS = ["Lily had a red ball. Tom had a", "Once"]
@@ -122,7 +122,7 @@ def test_densities_are_those_before_and_after_a_norm(family: str) -> None:
 def test_what_the_axis_does_not_show_is_said_and_dimensions_that_lie_apart_are_named() -> None:
     ax = pl.plot.normalization(pictures.captured(3, 40), "ln2", skip=1)
     table = pl.plot.data(ax)
-    assert 0 < table.beyond.max() <= 2 * before_after.TAIL
+    assert 0 < table.beyond.max() <= 2 * residual_stream.TAIL
     before = ax.child_axes[0]
     said = [text.get_text() for text in before.texts]
     assert all("dim 5" in words for words in said)

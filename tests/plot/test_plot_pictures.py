@@ -23,16 +23,13 @@ import pellucid as pl
 import support
 from pellucid.plot import (
     along_text,
-    before_after,
     circuit_graph,
-    corpus_figures,
-    grids,
-    growth,
-    heatmaps,
     inputs,
     layers,
     logits,
     matrix,
+    patterns,
+    residual_stream,
     sampler_stages,
     summaries,
     themes,
@@ -100,8 +97,8 @@ def means_for_medians(patch: Patch) -> None:
 
 
 def sums_of_bars(patch: Patch) -> None:
-    plain = corpus_figures._bars
-    patch.setattr(corpus_figures, "_bars", lambda table: (plain(table)[0].cumsum(), *plain(table)[1:]))
+    plain = summaries._bars
+    patch.setattr(summaries, "_bars", lambda table: (plain(table)[0].cumsum(), *plain(table)[1:]))
 
 
 def significance_inverted(patch: Patch) -> None:
@@ -125,7 +122,7 @@ def no_band(patch: Patch) -> None:
 
 
 def first_token_among_the_others(patch: Patch) -> None:
-    patch.setattr(growth, "_apart", lambda where, layers: (None, layers))
+    patch.setattr(residual_stream, "_first_token", lambda where, layers: (None, layers))
 
 
 def means_for_largest(patch: Patch) -> None:
@@ -134,7 +131,7 @@ def means_for_largest(patch: Patch) -> None:
         cut = matrix[..., : rows // block * block, : columns // block * block]
         return cut.reshape(*front, rows // block, block, columns // block, block).mean((-3, -1))
 
-    patch.setattr(heatmaps, "largest_of_blocks", means)
+    patch.setattr(patterns, "largest_of_blocks", means)
 
 
 def read_transposed(owner: Any) -> Callable[[Patch], None]:
@@ -153,20 +150,20 @@ def read_transposed(owner: Any) -> Callable[[Patch], None]:
 
 
 def layers_for_heads(patch: Patch) -> None:
-    plain = grids.read_patterns
+    plain = patterns.read_patterns
 
     def read(*given: Any) -> Any:
         array = plain(*given)
         return array.copy(data=array.to_numpy().swapaxes(0, 1))
 
-    patch.setattr(grids, "read_patterns", read)
+    patch.setattr(patterns, "read_patterns", read)
 
 
 def linear_scale(patch: Patch) -> None:
     from matplotlib.colors import Normalize
 
-    plain = heatmaps.weights_style
-    patch.setattr(heatmaps, "weights_style", lambda look: {**plain(look), "norm": Normalize(0, 1)})
+    plain = patterns.weights_style
+    patch.setattr(patterns, "weights_style", lambda look: {**plain(look), "norm": Normalize(0, 1)})
 
 
 def future_is_zero(patch: Patch) -> None:
@@ -201,7 +198,7 @@ def altered(change: Any) -> Any:
 
 MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "examples: another token's activation": (
-        "examples_5_light", swapped(corpus_figures, "_of_one", lambda plain: lambda *a: plain(*a).roll(offset=1)),
+        "examples_5_light", swapped(along_text, "_of_one", lambda plain: lambda *a: plain(*a).roll(offset=1)),
     ),
     "densities: sums of bars": ("densities_dark", sums_of_bars),
     "densities: sums of bars, of one unit": ("densities_one_light", sums_of_bars),
@@ -230,34 +227,34 @@ MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     ),
     "residual_growth: the first token among the others": ("residual_growth_12_light", first_token_among_the_others),
     "residual_growth: a linear axis": (
-        "residual_growth_48_dark", lambda patch: patch.setattr(growth, "logarithmic", lambda axes: None),
+        "residual_growth_48_dark", lambda patch: patch.setattr(residual_stream, "logarithmic", lambda axes: None),
     ),
     "autoregression: significance inverted": ("autoregression_12_light", significance_inverted),
     "autoregression: no band": ("autoregression_48_dark", no_band),
     "circuit: signs exchanged": (
         "circuit_4_light", swapped(circuit_graph, "_colour", lambda plain: lambda look, score: plain(look, -score)),
     ),
-    "attention: transposed": ("attention_20_light", read_transposed(heatmaps)),
+    "attention: transposed": ("attention_20_light", read_transposed(patterns)),
     "attention: a linear scale": ("attention_20_light", linear_scale),
     "attention: means of blocks": ("attention_1024_dark", means_for_largest),
     "attention: the future drawn as zero": ("attention_20_light", future_is_zero),
     "attention: the future of a long text": ("attention_1024_dark", future_is_zero),
     "attention: another weight": (
         "attention_1_light",
-        swapped(heatmaps, "read_patterns", lambda plain: lambda *given: plain(*given) * 0.5),
+        swapped(patterns, "read_patterns", lambda plain: lambda *given: plain(*given) * 0.5),
     ),
-    "attention_grid: transposed": ("attention_grid_1x4_light", read_transposed(grids)),
+    "attention_grid: transposed": ("attention_grid_1x4_light", read_transposed(patterns)),
     "attention_grid: layers for heads": ("attention_grid_4x4_dark", layers_for_heads),
     "attention_grid: layers for heads, many": ("attention_grid_12x12_light", layers_for_heads),
     "head_scores: layers for heads": (
-        "head_scores_4_light", swapped(heatmaps, "as_array", altered(lambda numbers: numbers.T)),
+        "head_scores_4_light", swapped(matrix, "as_array", altered(lambda numbers: numbers.T)),
     ),
     "head_scores: zero is not in the middle": (
         "head_scores_12_dark",
-        lambda patch: patch.setattr(heatmaps, "colour_limits", lambda n: (float(n.min()), float(n.max()) / 2)),
+        lambda patch: patch.setattr(matrix, "colour_limits", lambda n: (float(n.min()), float(n.max()) / 2)),
     ),
     "head_scores: upside down": (
-        "head_scores_48_light", swapped(heatmaps, "as_array", altered(lambda numbers: numbers[::-1])),
+        "head_scores_48_light", swapped(matrix, "as_array", altered(lambda numbers: numbers[::-1])),
     ),
     "attribution: the others are left out of the sum": (
         "attribution_150_dark",
@@ -282,7 +279,7 @@ MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
         "neuron_30_light", swapped(along_text, "_neuron", lambda plain: lambda c, i, n, t: plain(c, i, n + 1, t)),
     ),
     "normalization: before and after exchanged": (
-        "normalization_4_light", lambda patch: patch.setattr(before_after, "SIDES", ("after", "before")),
+        "normalization_4_light", lambda patch: patch.setattr(residual_stream, "SIDES", ("after", "before")),
     ),
     "scatter: the first two entries": (
         "scatter_40_dark",

@@ -11,7 +11,7 @@ import xarray
 
 import pellucid as pl
 from noticed import must_be_noticed
-from pellucid.plot import heatmaps
+from pellucid.plot import patterns
 
 TEXT = "Lily had a red ball. One day, the red ball"
 
@@ -79,7 +79,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], None]]] = {
         lambda: test_tokens_given_for_some_queries_are_theirs(pl.plot.attention, pl.load()),
     ),
     "labels count from 0": (
-        heatmaps, "positions_of", lambda array, dim: list(range(array.sizes[dim])),
+        patterns, "positions_of", lambda array, dim: list(range(array.sizes[dim])),
         test_labels_of_some_queries_say_their_positions,
     ),
     "columns have no positions": (

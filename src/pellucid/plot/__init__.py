@@ -5,20 +5,17 @@ readers tell apart; `data(ax)` gives the numbers behind one. They need matplotli
 which is imported when the first is drawn.
 """
 
-from pellucid.names.calls import name_arguments
-from pellucid.plot.along_text import neuron, tokens
-from pellucid.plot.before_after import normalization
+from pellucid.dialects import name_arguments
+from pellucid.plot.along_text import examples, neuron, tokens
 from pellucid.plot.canvas import data
 from pellucid.plot.circuit_graph import circuit
-from pellucid.plot.corpus_figures import densities, examples
-from pellucid.plot.grids import attention_grid
-from pellucid.plot.growth import residual_growth
-from pellucid.plot.heatmaps import attention, head_scores
 from pellucid.plot.layers import norm_histograms, norms, ridges
 from pellucid.plot.logits import attribution, lens
-from pellucid.plot.matrix import heatmap
+from pellucid.plot.matrix import head_scores, heatmap
+from pellucid.plot.patterns import attention, attention_grid
+from pellucid.plot.residual_stream import normalization, residual_growth
 from pellucid.plot.sampler_stages import next_tokens
-from pellucid.plot.summaries import autoregression, parameters
+from pellucid.plot.summaries import autoregression, densities, parameters
 from pellucid.plot.themes import theme
 from pellucid.plot.vectors import scatter
 

@@ -1,4 +1,4 @@
-"""Values along a text: one neuron before and after its activation, and the tokens themselves, coloured by a value."""
+"""Values along a text: one neuron's, those of any kind as the colours of its tokens, and texts that activate a unit."""
 
 from __future__ import annotations
 
@@ -25,10 +25,18 @@ from pellucid.plot.canvas import (
     say_what,
     wrapped,
 )
-from pellucid.plot.heatmaps import colour_limits, readable
-from pellucid.plot.inputs import as_array, labelled, quantity, require_run, require_some, sizes, texts_of
-from pellucid.plot.themes import COLUMN, LABEL, SMALL, Theme, pandas
-from pellucid.schema import Axis
+from pellucid.plot.inputs import (
+    as_array,
+    labelled,
+    quantity,
+    require_run,
+    require_some,
+    require_table,
+    sizes,
+    texts_of,
+)
+from pellucid.plot.matrix import colour_limits, readable
+from pellucid.plot.themes import COLUMN, LABEL, SMALL, Theme, pandas, xarray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -156,10 +164,70 @@ def tokens(
     found = _one_text(array, tokens)
     about = quantity(found), place_of(found), f"{len(found)} token{'s' * (len(found) != 1)}"
     ends = [str(token).endswith("\n") for token in found.token.values]
-    return draw_tokens(found, ends, (title,) if title else about, ax)
+    return _draw_tokens(found, ends, (title,) if title else about, ax)
 
 
-def draw_tokens(found: DataArray, ends: Sequence[bool], about: Sequence[str], ax: Axes | None) -> Axes:
+def examples(table: Any, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the examples of one unit, a line or more for each, strongest first; a token's ground is its activation.
+
+    Args:
+        table: What `pl.corpus.examples` gave, of one unit: `table.sel(unit=12)`.
+        title: What the figure shows; unit, checkpoint and number of examples if None.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes. `pl.plot.data` of them is the labelled array of all activations (pos), with the coordinates token,
+        rank and row.
+
+    Raises:
+        ShapeError: If these are no examples of one unit, or there is none.
+
+    Example:
+        >>> import tempfile
+        >>> import pellucid as pl
+        >>> texts = ["Once upon a time there was a cat.", "Tom has a ball."]
+        >>> name, path = "blocks.1.mlp.ckpt_post", tempfile.mkdtemp() + "/acts.zarr"
+        >>> store = pl.corpus.capture(pl.load(), texts, name, path)
+        >>> ax = pl.plot.examples(pl.corpus.examples(store, name, [7], count=1, around=2).sel(unit=7))
+        >>> pl.plot.data(ax).sizes["pos"]
+        5
+    """
+    one = _of_one(table)
+    there = one["row"].values >= 0
+    values, strings = one["passage"].values[there], one["token"].values[there]
+    if not np.isfinite(values).any():
+        raise ShapeError(
+            f"plot.examples: unit {int(one.unit)} is active at no token, expected an example.",
+            code="nothing-to-draw",
+            remedy="Choose a unit with a density above zero, as pl.corpus.densities tells.",
+        )
+    ranks, offsets = np.nonzero(~np.isnan(values))
+    kept = [int(number) for number in one["row"].values[there]]
+    array = xarray().DataArray(
+        values[ranks, offsets], dims="pos", name="activation",
+        coords={"token": ("pos", strings[ranks, offsets]), "rank": ("pos", ranks),
+                "row": ("pos", np.asarray(kept)[ranks] + one.offset.values[offsets])},
+    )  # fmt: skip
+    ends = [*(ranks[1:] != ranks[:-1]).tolist(), True]
+    what = f"unit {int(one.unit)} of {one.attrs['checkpoint']}"
+    about = what, model_name(one.attrs), f"{len(kept)} example{'s' * (len(kept) != 1)}"
+    return _draw_tokens(array, ends, (title,) if title else about, ax)
+
+
+def _of_one(table: Any) -> Any:
+    where = "plot.examples"
+    require_table(where, table, ("passage", "unit"), "pl.corpus.examples(store, name, [12])")
+    one = table.squeeze("unit") if "unit" in table.dims and table.sizes["unit"] == 1 else table
+    if "unit" in one.dims:
+        raise ShapeError(
+            f"{where}: {one.sizes['unit']} units, expected one.",
+            code="corpus-units",
+            remedy=f"Choose one: table.sel(unit={int(one.unit.values[0])}).",
+        )
+    return one
+
+
+def _draw_tokens(found: DataArray, ends: Sequence[bool], about: Sequence[str], ax: Axes | None) -> Axes:
     """Draw tokens on grounds of their values."""
     labels = [label_of(str(token)).replace("$", r"\$") for token in found.token.values]
     room = (72 * COLUMN - BESIDE) if ax is None else 0.85 * extent(ax)[0]

@@ -174,6 +174,16 @@ def require_some(where: str, array: DataArray, remedy: str) -> None:
         )
 
 
+def require_table(where: str, table: Any, names: Sequence[str], maker: str) -> None:
+    """Raise `ShapeError` unless a table of a corpus holds what has these names."""
+    if not isinstance(table, xarray().Dataset) or not all(name in table for name in names):
+        raise ShapeError(
+            f"{where}: {type(table).__name__} given, expected a table with {' and '.join(names)}.",
+            code="corpus-table",
+            remedy=f"Give what {maker} returns.",
+        )
+
+
 def read_patterns(where: str, given: Any, tokens: Sequence[str] | None, dims: tuple[str, ...]) -> DataArray:
     """Return weights with these axes, nan at keys that the causal mask hides, and with the tokens as coordinates.
 

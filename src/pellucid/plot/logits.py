@@ -21,8 +21,8 @@ from pellucid.plot.canvas import (
     remember,
     say_what,
 )
-from pellucid.plot.heatmaps import write_in_cell
 from pellucid.plot.inputs import labelled, sizes
+from pellucid.plot.matrix import write_in_cell
 from pellucid.plot.themes import COLUMN, PAGE, SMALL, Theme, pandas, xarray
 from pellucid.schema import Axis
 

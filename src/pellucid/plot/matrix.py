@@ -1,4 +1,4 @@
-"""Any two-dimensional array of numbers as a picture, in colours that part at a centre."""
+"""Any two-dimensional array of numbers as a picture, and a score for each head."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pellucid.axes import Axis, coordinate
 from pellucid.check import as_number
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.plot.canvas import (
@@ -21,9 +22,8 @@ from pellucid.plot.canvas import (
     say_what,
     wrapped,
 )
-from pellucid.plot.heatmaps import BESIDE, ROOM_FOR_A_NUMBER, frame, write_numbers
-from pellucid.plot.inputs import as_array, labelled, quantity, require_some, sizes
-from pellucid.plot.themes import COLUMN, SMALL
+from pellucid.plot.inputs import Numbers, as_array, labelled, quantity, require_some, sizes
+from pellucid.plot.themes import COLUMN, SMALL, Theme, luminance
 from pellucid.plot.ticks import Ticks
 from pellucid.schema import coordinate
 
@@ -32,8 +32,21 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis as Side
     from xarray import DataArray
 
+    from pellucid.plot.canvas import Size
+
+WIDE = 72 * COLUMN - 70
+"""Points: the width of the cells and the labels beside them; the colour bar takes the rest of a column."""
+
+BELOW = 32.0
+"""Points that the labels of a figure of scores take of its height."""
+
+ROOM_FOR_A_NUMBER = 19.0
+"""Points of a cell's width in which its number is written."""
+
 UNCHANGED = "unchanged"
 """The attribute of an array of effects that says at which value nothing changed."""
+
+SCORES = (str(Axis.LAYER), str(Axis.HEAD))
 
 
 def heatmap(array: Any, *, centre: float | None = None, title: str | None = None, ax: Axes | None = None) -> Axes:
@@ -67,37 +80,24 @@ def heatmap(array: Any, *, centre: float | None = None, title: str | None = None
         ('pos', 'layer', 'resid_pre, clean into corrupted, bundled')
     """
     found = _read(array)
-    numbers, (rows, columns) = found.to_numpy(), found.shape
     middle = _centre(found, centre)
-    names = {str(dim): _labels(found, str(dim)) for dim in found.dims}
-    beside, below = (longest(names[str(dim)][0]) if names[str(dim)][1] else 0.0 for dim in found.dims)
-    heading, wide = _heading(found, title), 72 * COLUMN - BESIDE
-    room = wide - beside
+    reach = float(np.nanmax(np.abs(found.to_numpy() - middle))) or 1.0
+    beside, below = (longest(labels) if words else 0.0 for labels, words in (_labels(found, dim) for dim in found.dims))
+    heading = _heading(found, quantity(found)) if title is None else str(title)
+    rows, columns = found.shape
+    room = WIDE - beside
     height = float(np.clip(rows * min(room / columns, 22), 24, 400))
-    size = (COLUMN, (height + below + 34 + SMALL * 1.3 * wrapped([heading], wide).count("\n")) / 72)
-    with canvas(ax, size) as (axes, look):
-        width, height = (room, height) if ax is None else extent(axes)
-        reach = float(np.nanmax(np.abs(numbers - middle))) or 1.0
-        image = axes.imshow(
-            numbers, cmap=look.heat_map(signed=True), vmin=middle - reach, vmax=middle + reach, aspect="auto"
-        )
-        for dim, side in zip(map(str, found.dims), (axes.yaxis, axes.xaxis), strict=True):
-            _put_labels(side, found, dim, *names[dim])
-            side.set_label_text(dim)
-        axes.tick_params(length=0)
-        frame(axes, look.soft)
-        if width / columns >= ROOM_FOR_A_NUMBER and height / rows >= SMALL * 1.3:
-            write_numbers(axes, look, numbers, image)
-        colour_bar(axes, image, f"{_units(found)}, centre {middle:.3g}")
-        say_what(axes, heading, room=wide if ax is None else None)
-        return remember(axes, found)
+    size = (COLUMN, (height + below + 34 + SMALL * 1.3 * wrapped([heading], WIDE).count("\n")) / 72)
+    bar = f"{_units(found)}, centre {middle:.3g}"
+    return _draw(found, ax, size, (room, height), (middle - reach, middle + reach, True), bar, heading, WIDE)
 
 
 def _read(given: Any) -> DataArray:
     where = "plot.heatmap"
     array = as_array(where, given, ("row", "column"))
-    if array.ndim > 2:
-        array = array.squeeze([dim for dim, size in array.sizes.items() if size == 1])
+    single = [dim for dim, size in array.sizes.items() if size == 1]
+    single.sort(key=lambda dim: dim in (*SCORES, str(Axis.POS)))  # which stay if there are more than have to go
+    array = array.squeeze(single[: max(array.ndim - 2, 0)])
     if array.ndim != 2:
         raise ShapeError(
             f"{where}: axes {sizes(array)}, expected two.",
@@ -122,7 +122,77 @@ def _centre(array: DataArray, given: float | None) -> float:
     return float(found)
 
 
-def _labels(array: DataArray, dim: str) -> tuple[list[str], bool]:
+def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
+    """Draw a score of every head as a heat map: a row for each layer, a column for each head.
+
+    Colours begin at zero; of scores on both sides of zero, they go as far to either side. If cells are wide
+    enough their numbers are written in them. A head without a score (nan) is paper.
+
+    Args:
+        scores: (layer, head), labelled, as the measures of attention in `pl.measure` give them, or an array.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes. `pl.plot.data` of them is the labelled array (layer, head).
+
+    Raises:
+        ShapeError: If it has other axes.
+        InputError: If a value is infinite, or there is no score.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_pattern")
+        >>> first = ckpts.stack("attn.ckpt_pattern")[:, 0, :, :, 0].mean(-1)  # weight on the first token
+        >>> ax = pl.plot.head_scores(first)
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('head', 'layer')
+    """
+    array = _read_scores(scores)
+    rows, columns = array.shape
+    height = float(np.clip(rows * min(WIDE / columns, 22), 24, 320))
+    low, high = colour_limits(array.to_numpy())
+    heading = _heading(array, f"{_with_units(array)} of each head")
+    size = (COLUMN, (height + BELOW) / 72)
+    return _draw(array, ax, size, (WIDE, height), (low, high, low < 0), _with_units(array), heading, WIDE + 40)
+
+
+def _draw(
+    found: DataArray,
+    ax: Axes | None,
+    size: Size,
+    cells: Size,
+    limits: tuple[float, float, bool],
+    bar: str,
+    heading: str,
+    room: float,
+) -> Axes:
+    """Draw an array of two axes in colours.
+
+    Args:
+        found: The array.
+        ax: Axes to draw on; new ones if None.
+        size, cells: The inches of a new figure, and the points of its cells together.
+        limits: The ends of the colours, and whether these are for values on both sides of one.
+        bar: What stands beside the colour bar.
+        heading, room: What the figure shows, and in how many points that is wrapped above new axes.
+    """
+    numbers, (rows, columns), (low, high, signed) = found.to_numpy(), found.shape, limits
+    with canvas(ax, size) as (axes, look):
+        width, height = cells if ax is None else extent(axes)
+        image = axes.imshow(numbers, cmap=look.heat_map(signed=signed), vmin=low, vmax=high, aspect="auto")
+        for dim, side in zip(map(str, found.dims), (axes.yaxis, axes.xaxis), strict=True):
+            _put_labels(side, found, dim)
+            side.set_label_text(dim)
+        axes.tick_params(length=0)
+        frame(axes, look.soft)
+        if width / columns >= ROOM_FOR_A_NUMBER and height / rows >= SMALL * 1.3:
+            write_numbers(axes, look, numbers, image)
+        colour_bar(axes, image, bar)
+        say_what(axes, heading, room=room if ax is None else None)
+        return remember(axes, found)
+
+
+def _labels(array: DataArray, dim: Any) -> tuple[list[str], bool]:
     """What the entries along an axis are called, and whether that is words, whose room has to be known."""
     tokens = coordinate(dim, "token")
     if tokens in array.coords:
@@ -131,8 +201,9 @@ def _labels(array: DataArray, dim: str) -> tuple[list[str], bool]:
     return [str(entry) for entry in entries], any(isinstance(entry, str) for entry in entries)
 
 
-def _put_labels(side: Side, array: DataArray, dim: str, labels: list[str], words: bool) -> None:
+def _put_labels(side: Side, array: DataArray, dim: str) -> None:
     """Label an axis: tokens as tokens, with their positions if not all fit; names whole, upright along x."""
+    labels, words = _labels(array, dim)
     if coordinate(dim, "token") in array.coords:
         positions = array[dim].values.tolist() if dim in array.coords else range(len(labels))
         put_tokens(side, labels, list(positions), [0.0], 1.0)
@@ -144,14 +215,73 @@ def _put_labels(side: Side, array: DataArray, dim: str, labels: list[str], words
         put_numbers(side, labels)
 
 
+def _heading(array: DataArray, what: str) -> str:
+    """What the figure shows and of what model, and on a line of its own the metric that it is about."""
+    whole = ", ".join(filter(None, (str(array.attrs.get("title") or what), place_of(array))))
+    return "\n".join(filter(None, (whole, str(array.attrs.get("metric") or ""))))
+
+
 def _units(array: DataArray) -> str:
     units = str(array.attrs.get("units", "1"))
     return quantity(array) if units == "1" else units
 
 
-def _heading(array: DataArray, title: str | None) -> str:
-    """What the figure shows and of what model, and on a line of its own the metric that it is about."""
-    if title is not None:
-        return str(title)
-    what = ", ".join(filter(None, (str(array.attrs.get("title") or quantity(array)), place_of(array))))
-    return "\n".join(filter(None, (what, str(array.attrs.get("metric") or ""))))
+def _with_units(array: DataArray) -> str:
+    """Return what an array says of its values, such as `entropy (nats)`."""
+    units = str(array.attrs.get("units", "1"))
+    name = str(array.attrs.get("long_name") or array.name or "score").replace("_", " ")
+    return name if units in ("1", "", "probability") else f"{name} ({units})"
+
+
+def _read_scores(scores: Any) -> DataArray:
+    where = "plot.head_scores"
+    array = as_array(where, scores, SCORES, "score")
+    array = array.squeeze([dim for dim, size in array.sizes.items() if size == 1 and dim not in SCORES])
+    if set(array.dims) != set(SCORES):
+        raise ShapeError(
+            f"{where}: axes {sizes(array)}, expected (layer, head).",
+            code="score-axes",
+            remedy="Take the mean over, or choose one entry of, each other axis: scores.mean('batch').",
+        )
+    array = labelled(where, array.transpose(*SCORES))
+    require_some(where, array, "Measure a longer text.")
+    named = {dim: range(array.sizes[dim]) for dim in SCORES if dim not in array.coords}
+    return array.assign_coords(named)
+
+
+def colour_limits(numbers: Numbers) -> tuple[float, float]:
+    """Return the colours' limits: from zero to the largest, or to 1 if that is near; as far to both sides of zero."""
+    low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
+    if low < 0:
+        return -max(-low, high), max(-low, high)
+    return 0.0, 1.0 if 0.5 < high <= 1 else high or 1.0
+
+
+def write_numbers(axes: Axes, look: Theme, numbers: Numbers, image: Any) -> None:
+    """Write each cell's number."""
+    decimals = 2 if np.nanmax(np.abs(numbers)) < 10 else 0 if np.nanmax(np.abs(numbers)) >= 100 else 1
+    for place, number in np.ndenumerate(numbers):
+        if not np.isnan(number):
+            write_in_cell(axes, look, image, place, f"{number:z.{decimals}f}")
+
+
+def write_in_cell(axes: Axes, look: Theme, image: Any, place: tuple[int, ...], text: str) -> None:
+    """Write into a cell (row, column)."""
+    row, column = place
+    axes.text(
+        column, row, text.replace("$", r"\$"), color=readable(look, image.to_rgba(image.get_array()[row, column])),
+        fontsize=SMALL, ha="center", va="center", usetex=False,
+    )  # fmt: skip
+
+
+def readable(look: Theme, ground: Any) -> str:
+    """Return ink or paper, whichever contrasts more with the colour of a ground (WCAG 2.1)."""
+    light = luminance(ground) + 0.05
+    ink, paper = (abs(np.log((luminance(colour) + 0.05) / light)) for colour in (look.ink, look.paper))
+    return look.ink if ink >= paper else look.paper
+
+
+def frame(axes: Axes, colour: str) -> None:
+    """Draw a thin frame on all four sides, since pictures begin near the paper."""
+    axes.spines[:].set_visible(True)
+    axes.spines[:].set_color(colour)

@@ -1,4 +1,4 @@
-"""What sums a thing up: the coefficients of a regression by layer, the parameters of each part of a model."""
+"""What sums a thing up: coefficients of a regression by layer, parameters of each part, how often units are active."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from pellucid.check import as_number, attribute
 from pellucid.errors import InputError, shown
 from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, longest, model_name, remember, say_what
+from pellucid.plot.inputs import require_table
 from pellucid.plot.themes import COLUMN, LABEL, Colour, Theme, matplotlib, pandas
 from pellucid.run.cost import ParameterCount, count_parameters
 from pellucid.run.origin import source_of
@@ -264,3 +265,60 @@ def _short(count: float) -> str:
         if count >= 0.9995 * size:
             return f"{count / size:#.3g}".rstrip(".") + unit
     return f"{count:.0f}"
+
+
+def densities(table: Any, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draw how often units are active: of one, its activations; of several, at which share of tokens each is.
+
+    Args:
+        table: What `pl.corpus.densities` gave; of one unit by `table.sel(unit=12)`.
+        title: What the figure shows; what the table says if None.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes. `pl.plot.data` of them is a table with a row for each bar: its edges and how many tokens, or units,
+        lie between them.
+
+    Raises:
+        ShapeError: If these are no densities.
+
+    Example:
+        >>> import tempfile
+        >>> import pellucid as pl
+        >>> name, path = "blocks.1.mlp.ckpt_post", tempfile.mkdtemp() + "/acts.zarr"
+        >>> store = pl.corpus.capture(pl.load(), ["Once upon a time there was a cat."], name, path)
+        >>> ax = pl.plot.densities(pl.corpus.densities(store, name))
+        >>> pl.plot.data(ax).columns.tolist()
+        ['from', 'to', 'units']
+    """
+    require_table("plot.densities", table, ("density",), "pl.corpus.densities(store, name)")
+    counts, edges, name, about = _bars(table)
+    drawn = pandas().DataFrame({"from": edges[:-1], "to": edges[1:], name: counts})
+    with canvas(ax, (COLUMN, 2.2)) as (axes, look):
+        from matplotlib.ticker import MaxNLocator
+
+        axes.stairs(counts, edges, fill=True, color=look.marks[0])
+        axes.set_xlabel("activation" if name == "tokens" else "log10 of the share of tokens at which a unit is active")
+        axes.set_ylabel(name)
+        if name == "tokens":  # most are next to nothing, and a few are looked for
+            axes.set_yscale("log")
+        elif isinstance(locator := axes.yaxis.get_major_locator(), MaxNLocator):  # another has no such ticks
+            locator.set_params(integer=True)
+        axes.set_ylim(bottom=0.5 if axes.get_yscale() == "log" else 0)
+        say_what(axes, *((title,) if title else about))
+        return remember(axes, drawn)
+
+
+def _bars(table: Any) -> tuple[Any, Any, str, tuple[str, ...]]:
+    """How many lie between which edges, of what, and what the figure says."""
+    rows, what, model = int(table.attrs["rows"]), str(table.attrs["checkpoint"]), model_name(table.attrs)
+    if table["density"].ndim == 0:
+        active = f"active at {float(table['density']):.2%} of {rows:,} tokens"
+        about = f"unit {int(table.unit)} of {what}", model, active
+        return table["histogram"].values, table["edges"].values, "tokens", about
+    shares = table["density"].values
+    least = -np.log10(rows) if rows > 1 else -1.0
+    counts, edges = np.histogram(np.log10(shares[shares > 0]), bins=40, range=(least, 0.0))
+    dead = int((shares == 0).sum())
+    about = f"{len(shares):,} units of {what}", model, f"{rows:,} tokens", f"{dead:,} active nowhere"
+    return counts, edges, "units", about

@@ -1,4 +1,4 @@
-"""The attention patterns of all heads side by side."""
+"""Attention patterns as pictures: that of one head, and those of all heads side by side."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid.plot.canvas import (
+    BAR_AT_MOST,
     LINE,
     canvas,
+    colour_bar,
     extent,
     keep_above,
     label_of,
@@ -20,10 +22,11 @@ from pellucid.plot.canvas import (
     put_tokens,
     remember,
     say_what,
+    wrapped,
 )
-from pellucid.plot.heatmaps import BAR, block_size, show_weights, weights_bar, weights_style
-from pellucid.plot.inputs import HEADS, ONE_HEAD, positions_of, read_patterns, tokens_of
-from pellucid.plot.themes import COLUMN, PAGE, SMALL
+from pellucid.plot.inputs import HEADS, ONE_HEAD, Numbers, positions_of, read_patterns, tokens_of
+from pellucid.plot.matrix import frame
+from pellucid.plot.themes import COLUMN, PAGE, SMALL, Theme
 from pellucid.plot.ticks import step_for
 from pellucid.schema import Axis
 
@@ -32,6 +35,15 @@ if TYPE_CHECKING:
     from xarray import DataArray
 
     from pellucid.plot.canvas import Size
+
+BAR = 56.0
+"""Points: what the colour bar and the names of the axes take of the width of attention patterns."""
+
+LEFT = 16.0
+"""Points of these that are left of the pattern, and so of its title."""
+
+CELLS_AT_MOST = 256
+"""Rows or columns of a picture; more are merged."""
 
 GAP = 0.1
 """Between two patterns, as a part of a pattern's side."""
@@ -47,6 +59,118 @@ TOKENS_AT_LEAST = 3
 
 HEADS_IN_A_COLUMN = 12
 """Heads of a row that a journal's column holds; more take both columns."""
+
+
+def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the attention pattern of one head: a row for each query, a column for each key.
+
+    Colours follow the square root of the weight, so weight that is spread over many tokens is seen too. Keys
+    that the causal mask hides are paper. In a long text every few tokens are labelled, with their positions, and
+    neighbours merge into cells that show the largest of their weights, at most 256 a side.
+
+    Args:
+        pattern: Weights [query, key] as a tensor, an array or lists; or labelled, as `ckpts.to_xarray()` gives them,
+            whose tokens are used and whose pads are left out. Other axes must have one entry.
+        tokens: A string for each key; the last of them are the queries, unless the array says which they are.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes. `pl.plot.data` of them is the labelled pattern (query, key), nan behind the query.
+
+    Raises:
+        ShapeError: If it has other axes, or there is another number of tokens.
+        InputError: If the values are no attention weights.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.2.attn.ckpt_pattern")
+        >>> pattern = ckpts["blocks.2.attn.ckpt_pattern"][0, 0]
+        >>> ax = pl.plot.attention(pattern, tokens=ckpts.batch.strings[0])
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['Once', '·upon', '·a', '·time']
+    """
+    array = read_patterns("plot.attention", pattern, tokens, ONE_HEAD)
+    rows, columns = array.shape
+    about = "attention", place_of(array), f"{columns} token{'s' * (columns != 1)}"
+    size, side = _size_of_one(array, about)
+    with canvas(ax, size) as (axes, look):
+        square = _is_square(array)
+        width, height = extent(axes) if ax is not None else side
+        if square:  # cells are, and the rest of the axes stays empty
+            cell = min(width / columns, height / rows)
+            width, height = cell * columns, cell * rows
+        block = block_size(max(rows, columns), max(width, height) * axes.figure.dpi / 72)
+        image = show_weights(axes, array.to_numpy(), block, (-0.5, -0.5, columns, rows), weights_style(look))
+        axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal" if square else "auto")
+        for dim, side_of in zip(ONE_HEAD, (axes.yaxis, axes.xaxis), strict=True):
+            strings, positions = tokens_of(array, dim), positions_of(array, dim)
+            if strings is None:
+                put_numbers(side_of, positions)
+            else:
+                put_tokens(side_of, strings, positions, [0.0], 1.0)
+            side_of.set_label_text(dim)
+        frame(axes, look.soft)
+        weights_bar(axes, image, height)
+        say_what(axes, *about, room=side[0] + BAR - LEFT if ax is None else None)
+        return remember(axes, array)
+
+
+def _is_square(array: DataArray) -> bool:
+    """Return True if queries and keys are about as many, so a pattern can be drawn in square cells."""
+    return 0.4 < array.shape[0] / array.shape[1] < 2.5
+
+
+def _size_of_one(array: DataArray, about: Sequence[str]) -> tuple[Size, Size]:
+    """Return the inches of a new figure with this title, and the points that the pattern itself will have of them."""
+    rows, columns = array.shape
+    left, below = (longest(map(label_of, tokens_of(array, dim) or ())) or 18 for dim in ONE_HEAD)
+    width = min(72 * COLUMN - left - BAR, max(90, 45 * columns))
+    height = width * rows / columns if _is_square(array) else float(np.clip(12 * rows, 30, width))
+    title = SMALL * 1.3 * (wrapped(about, width + BAR - LEFT).count("\n") + 1)
+    return ((width + left + BAR) / 72, (height + below + 22 + title) / 72), (width, height)
+
+
+def weights_style(look: Theme) -> dict[str, Any]:
+    """Return how weights are coloured: by their square root, so weight spread over many tokens is seen too."""
+    from matplotlib.colors import PowerNorm
+
+    return {"cmap": look.heat_map(), "norm": PowerNorm(0.5, 0.0, 1.0), "interpolation": "nearest"}
+
+
+def show_weights(
+    axes: Axes, weights: Numbers, block: int, place: tuple[float, float, float, float], style: dict[str, Any]
+) -> Any:
+    """Draw one pattern [query, key], merged into blocks: the place is left, top, width and height in data units."""
+    left, top, width, height = place
+    cells = largest_of_blocks(weights, block)
+    right = left + width * cells.shape[1] * block / weights.shape[1]  # the last block may reach beyond the pattern
+    bottom = top + height * cells.shape[0] * block / weights.shape[0]
+    return axes.imshow(cells, extent=(left, right, bottom, top), **style)
+
+
+def block_size(count: int, dots: float) -> int:
+    """Return how many neighbours merge into one cell, so a cell takes at least one of `dots` dots."""
+    return -(-count // max(1, min(CELLS_AT_MOST, int(dots))))
+
+
+def largest_of_blocks(matrix: Numbers, block: int) -> Numbers:
+    """Return [q, k] with blocks of neighbours merged into their largest; nan where a block holds nothing else.
+
+    The largest, not the mean: a head that looks at the token before is a line one cell wide, and must stay one.
+    """
+    if block == 1:
+        return matrix
+    padded = np.pad(matrix, [(0, -size % block) for size in matrix.shape], constant_values=np.nan)
+    blocks = padded.reshape(padded.shape[0] // block, block, padded.shape[1] // block, block)
+    merged = np.where(np.isnan(blocks), -np.inf, blocks).max((1, 3))
+    return np.where(np.isneginf(merged), np.nan, merged)
+
+
+def weights_bar(axes: Axes, image: Any, height: float, *, after: float = 6) -> None:
+    """Draw the bar of attention weights, which says that its scale is not even if it is long enough to."""
+    ticks = (0, 0.05, 0.2, 0.5, 1) if height >= 60 else (0, 0.2, 1)
+    label = "attention, √ scale" if height > BAR_AT_MOST / 2 else "attention"
+    colour_bar(axes, image, label, ticks, height=height, after=after)
 
 
 def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
@@ -78,8 +202,8 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
         {'layer': 4, 'head': 4, 'query': 4, 'key': 4}
     """
     array = read_patterns("plot.attention_grid", patterns, tokens, HEADS)
-    with canvas(ax, Plan.of(array, COLUMN).size) as (axes, look):
-        plan = Plan.of(array, COLUMN, None if ax is None else extent(axes))
+    with canvas(ax, Plan.of(array).size) as (axes, look):
+        plan = Plan.of(array, None if ax is None else extent(axes))
         weights, style = array.to_numpy(), weights_style(look)
         block = block_size(max(weights.shape[2:]), plan.side * axes.figure.dpi / 72)
         image: Any = None
@@ -114,15 +238,12 @@ class Plan:
     side: float = 1.0  # about how many points a pattern's side has
 
     @classmethod
-    def of(cls, array: DataArray, width: float, given: Size | None = None) -> Plan:
-        """Return the plan for a figure of this width in inches, or for given axes of this extent in points.
-
-        Over a dozen heads in a row take both columns.
-        """
+    def of(cls, array: DataArray, given: Size | None = None) -> Plan:
+        """Return the plan for a new figure, or for given axes of this extent in points."""
         layers, heads = (array[dim].values.tolist() for dim in HEADS[:2])
         layered = len(layers) > 1
         across = len(heads) if layered or len(heads) <= 3 else int(np.ceil(len(heads) ** 0.5))
-        width = PAGE if across > HEADS_IN_A_COLUMN else width
+        width = PAGE if across > HEADS_IN_A_COLUMN else COLUMN
         bare = cls(layers if layered or str(Axis.LAYER) in array.coords else [None], heads, across)
         queries, keys = ([label_of(token) for token in tokens_of(array, dim) or ()] for dim in ONE_HEAD)
         most, fewest = max(array.shape[2:]), min(len(queries), len(keys))
