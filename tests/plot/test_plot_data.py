@@ -132,6 +132,7 @@ def test_a_density_sums_to_one_and_one_far_value_makes_no_thousands_of_bins() ->
     far = np.append(np.linspace(0, 1, 1000), 1e9)
     assert len(layers._edges(far)) == layers.BINS_AT_MOST + 1
     assert len(layers._edges(np.ones(5))) == 2
+    assert len(layers._edges(np.array([0.0] * 30 + [1e-320] * 60 + [1.0] * 10))) == layers.BINS_AT_MOST + 1
 
 
 def test_strips_show_each_bin_where_it_is() -> None:
@@ -399,7 +400,8 @@ def test_a_centre_and_a_title_are_those_given() -> None:
     assert (low + high) / 2 == 1
     assert ax.get_title(loc="left") == "mine"
     assert pl.plot.heatmap([[1.0, 4.0]]).images[0].get_clim() == (-4, 4)
-    assert pl.plot.heatmap(pictures.effects(3, 6).expand_dims("checkpoint")).get_ylabel() == "layer"
+    for blocks in (3, 1):
+        assert pl.plot.heatmap(pictures.effects(blocks, 6).expand_dims("checkpoint")).get_ylabel() == "layer"
 
 
 def test_bars_are_the_parts_and_end_in_their_sum() -> None:
@@ -444,6 +446,9 @@ def test_a_lens_of_a_run(run: pl.ActivationCkpts) -> None:
         assert drawn.layer.values.tolist() == [layer]
     _, last = pl.load().run_with_ckpts(STORIES, names="resid_post", pos=[-1])
     assert pl.plot.data(pl.plot.lens(pl.lens.logit(last))).sizes["pos"] == 1
+    _, first = pl.load().run_with_ckpts(STORIES, names="resid_post", pos=[0])
+    with pytest.raises(InputError, match="no numbers"):
+        pl.plot.lens(pl.lens.logit(first), text=1)
 
 
 def test_parameters_are_those_counted() -> None:

@@ -166,6 +166,8 @@ def test_colours_are_positions_or_any_measure(run: pl.ActivationCkpts) -> None:
     assert positions.position.tolist() == [*range(len(run.batch.strings[0])), 0]
     table = pl.plot.data(pl.plot.scatter(values, colour=norms))
     np.testing.assert_array_equal(table["norm of resid_post"], norms.stack(point=norms.dims).dropna("point"))
+    turned = pl.plot.data(pl.plot.scatter(values, colour=norms.transpose("pos", "layer", "batch")))
+    np.testing.assert_array_equal(turned["norm of resid_post"], table["norm of resid_post"])
     embeddings = pl.load().embed.W_E
     pieces = pl.load().tokenizer.pieces(range(len(embeddings)))
     everything = pl.plot.data(pl.plot.scatter(embeddings, tokens=pieces, colour=torch.arange(len(embeddings))))
@@ -232,6 +234,18 @@ def test_pads_are_no_tokens(run: pl.ActivationCkpts) -> None:
     ax = pl.plot.tokens(pl.measure.norms(run, "resid_post").sel(layer=2, batch=1))
     assert pl.plot.data(ax).token.values.tolist() == ["Once"]
     assert "layer 2 of bundled" in ax.get_title("left")
+    one = xr.DataArray([[1.5]], dims=("batch", "pos"))
+    assert pl.plot.data(pl.plot.tokens(one, tokens=["a"])).values.tolist() == [1.5]
+
+
+def test_an_empty_title_is_none() -> None:
+    stages = {"model": [0.5, 0.5]}
+    for ax in (
+        pl.plot.tokens(pictures.text_of(4), title=""), pl.plot.scatter(pictures.vectors(4), title=""),
+        pl.plot.examples(pictures.found(2), title=""), pl.plot.densities(pictures.shares(), title=""),
+        pl.plot.next_tokens(stages, title=""), pl.plot.neuron(pictures.captured(1, 3), 0, 1, title=""),
+    ):  # fmt: skip
+        assert ax.get_title("left") == ""
 
 
 # What cannot be drawn
@@ -258,6 +272,8 @@ def test_pads_are_no_tokens(run: pl.ActivationCkpts) -> None:
         (lambda run: pl.plot.scatter(torch.ones(3, 2), tokens="abc"), ShapeError, "tokens-length", "a string"),
         (lambda run: pl.plot.scatter(torch.ones(3, 2), colour=[1.0]), ShapeError, "colours-length", "1 values"),
         (lambda run: pl.plot.scatter(torch.ones(3, 2), colour="x"), InputError, "no-such-coordinate", "'x'"),
+        (lambda run: pl.plot.scatter(torch.ones(2, 2), colour=xr.DataArray(["a", "b"])), ShapeError, "not-numbers",
+         "colour"),
         (lambda run: pl.plot.scatter(torch.full((2, 2), torch.inf)), InputError, "not-finite", "infinite"),
         (lambda run: pl.plot.scatter(torch.full((2, 2), torch.nan)), InputError, "nothing-to-draw", "no vectors"),
         (lambda run: pl.plot.tokens([1.0]), ShapeError, "tokens-length", "without tokens"),
@@ -283,7 +299,7 @@ def test_the_checks_notice(run: pl.ActivationCkpts) -> None:
         (lambda: test_a_neuron_shows_what_it_is_made_of_and_what_it_gives("llama"), along_text, "require_whole",
          lambda where, value, **bounds: 0 if "number" in where else value),
         (test_tokens_stand_on_the_colours_of_their_values, along_text, "colour_limits", lambda n: (0.0, 1.0)),
-        (test_what_the_axis_does_not_show_is_said_and_dimensions_that_lie_apart_are_named, before_after, "_apart",
+        (test_what_the_axis_does_not_show_is_said_and_dimensions_that_lie_apart_are_named, residual_stream, "_apart",
          lambda array: []),
         (test_tokens_do_not_overlap_and_stay_within_the_figure, along_text, "text_width", lambda text, size: 9.0),
         (lambda: test_points_are_the_vectors_with_their_tokens(run), vectors, "principal_components",

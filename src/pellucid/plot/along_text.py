@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pellucid.axes import POSITIONS, Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
 from pellucid.measure.labelled import values
@@ -104,7 +105,7 @@ def neuron(
         axes.set_ylabel("value")
         legend_above(axes)
         about = f"neuron {number} of layer {layer}", model, f"{count} token{'s' * (count != 1)}"
-        say_what(axes, *((title,) if title else about))
+        say_what(axes, *about, title=title)
         return remember(axes, table)
 
 
@@ -164,7 +165,7 @@ def tokens(
     found = _one_text(array, tokens)
     about = quantity(found), place_of(found), f"{len(found)} token{'s' * (len(found) != 1)}"
     ends = [str(token).endswith("\n") for token in found.token.values]
-    return _draw_tokens(found, ends, (title,) if title else about, ax)
+    return _draw_tokens(found, ends, about if title is None else (title,), ax)
 
 
 def examples(table: Any, *, title: str | None = None, ax: Axes | None = None) -> Axes:
@@ -211,7 +212,7 @@ def examples(table: Any, *, title: str | None = None, ax: Axes | None = None) ->
     ends = [*(ranks[1:] != ranks[:-1]).tolist(), True]
     what = f"unit {int(one.unit)} of {one.attrs['checkpoint']}"
     about = what, model_name(one.attrs), f"{len(kept)} example{'s' * (len(kept) != 1)}"
-    return _draw_tokens(array, ends, (title,) if title else about, ax)
+    return _draw_tokens(array, ends, about if title is None else (title,), ax)
 
 
 def _of_one(table: Any) -> Any:
@@ -257,7 +258,10 @@ def _one_text(given: Any, strings: Sequence[str] | None) -> DataArray:
     """The values of one text (pos), with its tokens."""
     where = "plot.tokens"
     array = as_array(where, given, ("pos",))
-    array = array.squeeze([dim for dim, size in array.sizes.items() if size == 1 and array.ndim > 1])
+    single = [dim for dim, size in array.sizes.items() if size == 1]
+    if single and len(single) == array.ndim:  # a text of one token, whose positions stay
+        single.remove(next((dim for dim in single if dim in POSITIONS), single[-1]))
+    array = array.squeeze(single)
     if array.ndim != 1:
         raise ShapeError(
             f"{where}: axes {sizes(array)}, expected the positions of one text.",

@@ -264,13 +264,14 @@ def wrapped(parts: Iterable[Any], room: float) -> str:
     return "\n".join(pieces).replace("$", r"\$")
 
 
-def say_what(ax: Axes, *parts: Any, room: float | None = None) -> None:
+def say_what(ax: Axes, *parts: Any, title: str | None = None, room: float | None = None) -> None:
     """Set a small title that says what is shown, unless the axes have one; it is wrapped to `room` points.
 
-    The room is the width of the axes if None.
+    A `title` that the caller gave stands in the place of the parts. The room is the width of the axes if None.
     """
     if not any(ax.get_title(loc=place) for place in ("left", "center", "right")):  # pyright: ignore[reportArgumentType]
-        ax.set_title(wrapped(parts, room or extent(ax)[0]), loc="left", fontsize=SMALL, usetex=False)
+        said = wrapped(parts if title is None else [title], room or extent(ax)[0])
+        ax.set_title(said, loc="left", fontsize=SMALL, usetex=False)
 
 
 def colour_bar(

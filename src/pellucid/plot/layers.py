@@ -192,8 +192,8 @@ def _edges(values: Numbers) -> Numbers:
     edges = np.histogram_bin_edges(values, bins=1)
     q1, q3 = np.quantile(values, [0.25, 0.75])
     width = 2 * (q3 - q1) / len(values) ** (1 / 3)
-    bins = 1 if width == 0 else int(np.ceil((edges[1] - edges[0]) / width))
-    return np.linspace(edges[0], edges[1], min(bins, BINS_AT_MOST) + 1)
+    bins = 1 if width == 0 else int(min(np.ceil((edges[1] - edges[0]) / width), BINS_AT_MOST))
+    return np.linspace(edges[0], edges[1], bins + 1)
 
 
 def _draw_outlines(axes: Axes, look: Theme, layers: Layers, bars: Sequence[Bars], height: str) -> None:

@@ -21,7 +21,7 @@ from pellucid.plot.canvas import (
     remember,
     say_what,
 )
-from pellucid.plot.inputs import labelled, sizes
+from pellucid.plot.inputs import labelled, require_some, sizes
 from pellucid.plot.matrix import write_in_cell
 from pellucid.plot.themes import COLUMN, PAGE, SMALL, Theme, pandas, xarray
 from pellucid.schema import Axis
@@ -170,7 +170,7 @@ def lens(read: Lens | DataArray, *, text: int = 0, ax: Axes | None = None) -> Ax
 
     Raises:
         ShapeError: If something else is given.
-        InputError: If there is no such text.
+        InputError: If there is no such text, or none of its tokens was kept.
 
     Example:
         >>> import pellucid as pl
@@ -215,6 +215,7 @@ def _read_lens(read: Any, text: int) -> DataArray:
     if layer not in said.dims:
         said = said.expand_dims(layer) if layer in said.coords else said.expand_dims({layer: [""]})
     said = said.isel(pos=np.flatnonzero(said.position.values >= 0)).transpose(layer, "pos")
+    require_some(where, said.logprob, "Choose a text with tokens at the positions that were kept.")
     about = {name: str(top.attrs.get(name, "")) for name in ("checkpoint", "model")}
     return np.exp(said.logprob).rename("probability").assign_coords(text=said.text).assign_attrs(about)
 

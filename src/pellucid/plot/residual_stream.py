@@ -198,7 +198,7 @@ def normalization(
         axes.spines[:].set_visible(False)
         count = len(sides[0].values[0])
         about = f"{norm}, before and after", model, f"{count:,} values a layer"
-        say_what(axes, *((title,) if title else about))
+        say_what(axes, *about, title=title)
         return remember(axes, pandas().concat(rows, ignore_index=True))
 
 

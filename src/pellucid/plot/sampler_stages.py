@@ -99,9 +99,9 @@ def next_tokens(
         axes.spines[["left", "bottom"]].set_visible(False)
         keep_above(axes, above)
         count = len(next(iter(stages.values())))
-        about = title or f"probability of the next token, {(table['id'] >= 0).sum()} of {count:,} shown"
-        chosen = table["token"][table["id"] == drawn].map(lambda token: f"{label_of(token)} drawn") if not title else ()
-        say_what(axes, about, *chosen, room=width - beside if ax is None else None)
+        about = f"probability of the next token, {(table['id'] >= 0).sum()} of {count:,} shown"
+        chosen = table["token"][table["id"] == drawn].map(lambda token: f"{label_of(token)} drawn")
+        say_what(axes, about, *chosen, title=title, room=width - beside if ax is None else None)
         return remember(axes, table)
 
 

@@ -305,7 +305,7 @@ def densities(table: Any, *, title: str | None = None, ax: Axes | None = None) -
         elif isinstance(locator := axes.yaxis.get_major_locator(), MaxNLocator):  # another has no such ticks
             locator.set_params(integer=True)
         axes.set_ylim(bottom=0.5 if axes.get_yscale() == "log" else 0)
-        say_what(axes, *((title,) if title else about))
+        say_what(axes, *about, title=title)
         return remember(axes, drawn)
 
 

@@ -74,8 +74,8 @@ def scatter(
         >>> pl.plot.data(ax).columns.tolist()
         ['token', 'position', 'pc1', 'pc2']
     """
-    array = _read(vectors, tokens)
-    table = _table(array, *_colour_of(array, colour))
+    array, others = _read(vectors, tokens)
+    table = _table(array, *_colour_of(array, others, colour))
     places, name = table[["pc1", "pc2"]].to_numpy(), table.attrs["colour"]
     with canvas(ax, (COLUMN, 3.0)) as (axes, look):
         size = float(np.clip(60 / len(table) ** 0.5, 1.2, 4.0))
@@ -94,7 +94,8 @@ def scatter(
         labelled_points = _write_tokens(axes, look, table, new=ax is None) if "token" in table else 0
         count = f"{len(table):,} vector{'s' * (len(table) != 1)}"
         some = f"{labelled_points:,} labelled" if 0 < labelled_points < len(table) else ""
-        say_what(axes, *((title,) if title else (quantity(array) if array.name else "", place_of(array), count, some)))
+        what = quantity(array) if array.name else ""
+        say_what(axes, what, place_of(array), count, some, title=title)
         return remember(axes, table)
 
 
@@ -114,8 +115,8 @@ def principal_components(vectors: Numbers) -> tuple[Numbers, tuple[float, float]
     return centred @ first.T, (shares[0], shares[1])
 
 
-def _read(given: Any, strings: Sequence[str] | None) -> DataArray:
-    """The vectors (vector, along), in float64, without pads, with their coordinates."""
+def _read(given: Any, strings: Sequence[str] | None) -> tuple[DataArray, list[Any]]:
+    """The vectors (point, along), in float64, without pads, with their coordinates; and the axes that points had."""
     where = "plot.scatter"
     array = as_array(where, given, ("vector", "along"))
     if array.ndim < 2:
@@ -137,7 +138,7 @@ def _read(given: Any, strings: Sequence[str] | None) -> DataArray:
             code="nothing-to-draw",
             remedy="Give a text with at least one real token.",
         )
-    return every
+    return every, others
 
 
 def _with_tokens(where: str, array: DataArray, strings: Sequence[str], others: list[Any]) -> DataArray:
@@ -153,7 +154,7 @@ def _with_tokens(where: str, array: DataArray, strings: Sequence[str], others: l
     return array.drop_vars("token", errors="ignore").assign_coords(token=(others, texts))
 
 
-def _colour_of(array: DataArray, given: Any) -> tuple[str, str, Any]:
+def _colour_of(array: DataArray, others: list[Any], given: Any) -> tuple[str, str, Any]:
     """What the points are coloured by: its name, its name with units, and a number for each; "" for nothing."""
     where = "plot.scatter: colour"
     if given is None:
@@ -168,13 +169,14 @@ def _colour_of(array: DataArray, given: Any) -> tuple[str, str, Any]:
                 remedy="Give one of these, or a number for each vector.",
             )
         return given, given, array[given].values
-    name, units, values = "colour", "", given
+    name, units = "colour", ""
     if isinstance(given, xarray().DataArray):
         name, units = quantity(given), str(given.attrs.get("units", "1"))
-        own = [dim for dim in given.dims if given.sizes[dim] > 1 or dim in array.coords]
-        values = given.stack(point=own).values if own else given.values
-        values = values[~np.isnan(np.asarray(values, dtype=float))]
-    numbers = as_numbers(where, values).reshape(-1)
+        known = [dim for dim in others if dim in given.dims]
+        numbers = as_numbers(where, given.transpose(..., *known).values).reshape(-1)  # as the vectors stand
+        numbers = numbers[~np.isnan(numbers)]
+    else:
+        numbers = as_numbers(where, given).reshape(-1)
     if len(numbers) != array.sizes["point"] or not np.isfinite(numbers).all():
         raise ShapeError(
             f"{where}= has {len(numbers)} values, expected a finite one for each of {array.sizes['point']} vectors.",
