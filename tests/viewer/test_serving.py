@@ -27,12 +27,13 @@ import torch
 from typer.testing import CliRunner
 from watched_page import Watched
 
+import llamas
 import pellucid as pl
 from following import Case, follow, params
 from pellucid.cli import app, load_verb
 from pellucid.errors import PYTHON, elsewhere
 from pellucid.viewer import Trace, answers, serving, tabs
-from pellucid.viewer.remedies import WORDS
+from pellucid.viewer.routes import WORDS
 from pellucid.viewer.tabs import MOST_SESSIONS, Session, Tabs
 from pellucid.weights.hub import BUNDLED
 
@@ -584,6 +585,21 @@ def test_a_remedy_can_be_followed_on_the_page(
     if code == "config-needed":
         shutil.copyfile(BUNDLED / "config.json", "config.json")
     assert client.post(verb, **instead)[0] == 200
+
+
+def test_a_model_of_another_type_is_compared_at_a_shell(client: Client, tmp_path: Path) -> None:
+    """It is a LLaMA in all but its name; what the page says is typed, and the two are compared."""
+    pytest.importorskip("transformers")
+    folder, config = tmp_path / "relative", tmp_path / "llama.json"
+    llamas.reference().save_pretrained(folder)
+    (folder / "config.json").rename(config)
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**fields, "model_type": "mistral"}), encoding="utf-8")
+    error = client.json("compare", expect=400, other=str(folder))["error"]
+    said = "`pellucid compare` takes --config with a copy of its config.json that has 'model_type': 'llama'."
+    assert (error["code"], said in error["remedy"]) == ("config-model-type", True), error
+    typed = ["compare", str(folder), str(folder), "--config", str(config), "--ids", "1,2"]
+    assert CliRunner().invoke(app, typed).exit_code == 0
 
 
 @pytest.mark.parametrize("words", WORDS.values())

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
-from collections.abc import AsyncGenerator, Iterator
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 from pellucid._version import __version__
-from pellucid.errors import InputError, PellucidError, elsewhere
+from pellucid.errors import InputError, PellucidError, Words, elsewhere
 from pellucid.extras import need
 from pellucid.generate.generation import Token
 from pellucid.viewer import answers, views
 from pellucid.viewer.container import Trace
-from pellucid.viewer.remedies import WORDS
 from pellucid.viewer.tabs import FIELDS, MOST_SESSIONS, Session, Tabs, misread, refuse_unknown
 from pellucid.viewer.traces import traced
 
@@ -160,3 +160,47 @@ def _content(fault: PellucidError) -> dict[str, str]:
 
 def _unusable(problem: BaseException) -> InputError:
     return misread("the request", str(problem), "fields of the right kind and size")
+
+
+_BESIDE = "Put the config.json of these weights beside them, or compare at a shell: `pellucid compare` takes --config."
+
+
+def _at_a_shell(found: re.Match[str]) -> str:
+    """Fields to ignore, or one that a configuration should have, as options of a command."""
+    ignored = " ".join(f"--ignore-config {name}" for name in re.findall(r"[\w.]+", found[1] or ""))
+    other = f"--config with a copy of its config.json that has {found[2]}"
+    return f"compare at a shell: `pellucid compare` takes {ignored or other}"
+
+
+def _room(found: re.Match[str]) -> str:
+    full = found[1] == "0"
+    return "Go back to an earlier token, or write a shorter text." if full else f"Ask for at most {found[1]}."
+
+
+_CONFIGURED = (r"pass (?:ignore_config=\[(.*?)\]|config=\{(.*?)\})", _at_a_shell)
+
+WORDS: Mapping[str, Words] = {
+    "attribution-not-finite": "Open a model whose weights are finite.",
+    "config-model-type": _CONFIGURED,
+    "config-needed": _BESIDE,
+    "config-not-found": _BESIDE,
+    "config-not-implemented": _CONFIGURED,
+    "empty-text": "Write some text.",
+    "head-missing": (r"or tie_word_embeddings=true", "or set tie_word_embeddings to true in its config.json"),
+    "hub-no-weights": (
+        r"or allow the network once .*",
+        "or complete the cache at a shell: `pellucid run Hello -m NAME` downloads what is missing.",
+    ),
+    "hub-offline": "Check the spelling, or give a folder or a file on this machine. Nothing is downloaded here: run "
+    "`pellucid run Hello -m NAME` at a shell first, and then compare again.",
+    "no-tokenizer": "Write token ids in its place, such as 1 2 3; or start the server with a tokenizer: "
+    "`pellucid serve` takes --tokenizer tokenizer.json.",
+    "no-such-axis": (r"Leave \w+= out, or choose", "Choose"),
+    "patch-of-another-length": "Give a second text of as many tokens, or patch at one token alone.",
+    "text-kind": "Leave out what is half a character.",
+    "text-not-encoded": "Leave these characters out.",
+    "too-long": (r"Ask for at most (\d+) .*", _room),
+    "unknown-checkpoint": (r"`model\.ckpt_names` lists.*", "The atlas lists them all."),
+    "view-too-large": "Give a shorter text.",
+}  # fmt: skip
+"""Code of an error -> what is said on the page: what can be done in its fields and lists, or at a shell."""
