@@ -16,9 +16,9 @@ from rich.text import Text
 
 from noticed import must_be_noticed
 from pellucid.cli.shared import tables, widths
-from pellucid.cli.shared.screen import _finite
 from pellucid.cli.shared.tables import BAR_WIDTH, NextToken, bar, number, shade
 from pellucid.errors import visible
+from pellucid.listing import finite
 
 
 @given(st.floats(-1e38, 1e38))
@@ -60,7 +60,7 @@ def test_tokens_are_visible() -> None:
 
 
 def test_json_has_no_number_that_json_lacks() -> None:
-    found = _finite({"a": [math.nan, 1.5, (math.inf, 2)], "b": {"c": -math.inf}, "d": "nan"})
+    found = finite({"a": [math.nan, 1.5, (math.inf, 2)], "b": {"c": -math.inf}, "d": "nan"})
     assert found == {"a": [None, 1.5, [None, 2]], "b": {"c": None}, "d": "nan"}
 
 

@@ -1,11 +1,13 @@
-"""What an object shows of itself: lines where it is printed, and the same as a table in a notebook."""
+"""What an object shows of itself: lines where it is printed, the same as a table in a notebook, and numbers in JSON."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any, cast
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,12 @@ class Listed(ABC):
 
     def _repr_html_(self) -> str:
         return self._listing().html()
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, which has neither nan nor inf: None stands in their places, however deep."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in cast(Sequence[Any], value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

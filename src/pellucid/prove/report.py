@@ -8,10 +8,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 from pellucid.errors import MOST_PRINTED, printable
 from pellucid.html.page import Page
+from pellucid.listing import finite
 from pellucid.prove.about import About, Distance, Reach, RunInputs
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.pages import MOVED, comparison_page
@@ -265,15 +266,7 @@ class ComparisonReport:
 
     def to_json(self) -> str:
         """`to_dict` as JSON; numbers that are not finite are null."""
-        return json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in cast(dict[str, Any], value).items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in cast(list[Any], value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return json.dumps(finite(self.to_dict()), indent=1, allow_nan=False)
 
 
 def _coverage_words(coverage: Mapping[str, tuple[int, int]], beside: Collection[str]) -> list[str]:

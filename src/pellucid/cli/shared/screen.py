@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from pellucid.cli.shared.widths import shown_in
 from pellucid.errors import NotFoundError, PellucidError, WeightsError, printable
+from pellucid.listing import finite
 
 LOST_OUTPUT = "stdout-not-writable"
 """The code of the error that stdout itself failed."""
@@ -128,7 +128,7 @@ def _harmless(character: str) -> str:
 
 def show_json(content: Mapping[str, Any]) -> None:
     """Write a result for programs: one JSON object, in which numbers that JSON lacks (nan, inf) are null."""
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    text = json.dumps(finite(content), indent=2, allow_nan=False)
     with writing():
         print(text, flush=True)
 
@@ -155,14 +155,6 @@ def steps(what: str) -> Generator[Callable[[str, float], None], None, None]:
     with bar:
         task = bar.add_task(what, total=1.0)
         yield lambda step, share: bar.update(task, description=f"{what}: {step}", completed=share)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
