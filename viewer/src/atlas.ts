@@ -2,6 +2,7 @@
 
 import { max, quantileSorted } from "d3-array";
 import { diverging, sequential, type Palette, type Scale } from "./colors";
+import { once } from "./lists";
 import { pixels } from "./surface";
 import type { Block, Point, Trace } from "./trace";
 
@@ -94,12 +95,11 @@ export function mapOf(trace: Trace, minus: Trace | null = null): Chart {
 
 export type Look = { scale: Scale; picture: HTMLCanvasElement };
 
-const looks = new WeakMap<Tile, Map<boolean, Look>>();
+const looks = once<Tile, Map<boolean, Look>>(() => new Map());
 
 /** A tile in colour: shares from nothing to one, everything else around zero, saturated at its 99th percentile. */
 export function lookOf(tile: Tile, palette: Palette): Look {
-  let known = looks.get(tile);
-  if (!known) looks.set(tile, (known = new Map()));
+  const known = looks(tile);
   const found = known.get(palette.dark);
   if (found) return found;
   const sample: number[] = [];

@@ -1,6 +1,7 @@
 // Edits: what is selected, how it is changed, and the runs that the server makes of it.
 
 import { effect, signal, type Signal } from "@preact/signals";
+import { once } from "./lists";
 import { neuronOf } from "./screens/neurons";
 import type { ServerError } from "./source";
 import type { App } from "./state";
@@ -75,13 +76,8 @@ export function editsOf(text: string): Edit[] {
 }
 
 type Ran = { edits: string; effects: Signal<Effects | null>; past: Signal<string[]>; last: Promise<void> };
-const known = new WeakMap<App, Ran>();
 
-export function ranOf(app: App): Ran {
-  let found = known.get(app);
-  if (!found) known.set(app, (found = { edits: "", effects: signal(null), past: signal([]), last: Promise.resolve() }));
-  return found;
-}
+export const ranOf = once<App, Ran>(() => ({ edits: "", effects: signal(null), past: signal([]), last: Promise.resolve() }));
 
 /** Keep the run that is shown true to `app.edits`, one request after another, and listen for the keys. */
 export function followEdits(app: App, page: Document | HTMLElement): void {

@@ -1,10 +1,10 @@
 // What the lens follows: a token's rank and probability through the layers, and the parts of its logit at a cell.
 
-import { asked } from "./asked";
 import { Choice } from "./inputs";
+import { asked } from "./source";
 import { useApp, useParam, type App } from "./state";
 import { pythonText, quoted, visible } from "./text";
-import { each } from "./lists";
+import { each, pairs } from "./lists";
 import { PARTS, isBare } from "./trace";
 
 /** The name of a row of the lens. */
@@ -58,7 +58,7 @@ export function Follow() {
   const trace = app.trace.value;
   const ids = trace.need("lens.ids");
   const pos = app.atQuery.value;
-  const listed = [...new Set(each(ids.shape[0] * ids.shape[2], (i) => ids.at(Math.floor(i / ids.shape[2]), pos, i % ids.shape[2])))];
+  const listed = [...new Set(pairs(ids.shape[0], ids.shape[2], (row, i) => ids.at(row, pos, i)))];
   if (app.token.value >= 0 && !listed.includes(app.token.value)) listed.push(app.token.value);
   return (
     <>

@@ -1,21 +1,19 @@
 // Attention heads: small pictures of their patterns, and the exact steps from queries and keys to shares.
 
 import { max } from "d3-array";
-import { signal, type Signal } from "@preact/signals";
-import { asked } from "./asked";
-import type { Server } from "./source";
+import { once } from "./lists";
+import { asked, type Server } from "./source";
 import type { App } from "./state";
 import { wholePattern, type Pattern, type Trace } from "./trace";
 
 export type Small = { cells: number; values: Float32Array };
 
-const smalls = new WeakMap<Trace, Map<string, Small>>();
+const smalls = once<Trace, Map<string, Small>>(() => new Map());
 const MOST_CELLS = 64;
 
 /** A pattern in at most 64 by 64 cells; each shows the largest share in it, so thin stripes stay visible. */
 export function small(trace: Trace, layer: number, head: number): Small {
-  let known = smalls.get(trace);
-  if (!known) smalls.set(trace, (known = new Map()));
+  const known = smalls(trace);
   const name = `${layer}.${head}`;
   const found = known.get(name);
   if (found) return found;
@@ -48,33 +46,17 @@ export function patternOf(app: App, trace: Trace, layer: number, head: number): 
 /** Queries and keys of one layer, [pos, head, d_head]. */
 export type Vectors = { q: Float32Array; k: Float32Array; size: number; heads: number; keyHeads: number };
 
-const held = new WeakMap<Trace, Map<number, Signal<Vectors | null>>>();
-
 /** The queries and keys of a layer: from the trace, else asked of the server; null until they are there. */
-export function vectors(app: App, trace: Trace, layer: number): Vectors | null {
-  let known = held.get(trace);
-  if (!known) held.set(trace, (known = new Map()));
-  const found = known.get(layer);
-  if (found) return found.value;
-  const made = signal<Vectors | null>(null);
-  known.set(layer, made);
+export function vectors(app: App, layer: number): Vectors | null {
+  const trace = app.trace.value;
   const [q, k] = [trace.block("attention.q"), trace.block("attention.k")];
-  if (q && k) {
-    made.value = { q: q.slice(layer), k: k.slice(layer), size: q.shape[3], heads: q.shape[2], keyHeads: k.shape[2] };
-    return made.value;
-  }
-  if (!app.server) return null;
-  const names = new Set(trace.header.schema.points.map((point) => point.name));
-  const of = (letter: string) => {
-    const turned = `blocks.${layer}.attn.ckpt_rot_${letter}`;
-    return app.server!.values(names.has(turned) ? turned : `blocks.${layer}.attn.ckpt_${letter}`, app.about(trace));
-  };
-  void app.attempt("Asking for queries and keys", async () => {
-    const [queries, keys] = await Promise.all([of("q"), of("k")]);
+  if (q && k) return { q: q.slice(layer), k: k.slice(layer), size: q.shape[3], heads: q.shape[2], keyHeads: k.shape[2] };
+  const turned = trace.header.schema.points.some((point) => point.short === "attn.ckpt_rot_q") ? "rot_" : "";
+  return asked(app, `queries ${layer}`, "Asking for queries and keys", async (server, about) => {
+    const [queries, keys] = await Promise.all(["q", "k"].map((letter) => server.values(`blocks.${layer}.attn.ckpt_${turned}${letter}`, about)));
     const [heads, size] = queries.shape.slice(-2);
-    made.value = { q: queries.data, k: keys.data, size, heads, keyHeads: keys.shape.at(-2)! };
+    return { q: queries.data, k: keys.data, size, heads, keyHeads: keys.shape.at(-2)! };
   });
-  return made.value;
 }
 
 export type Step = { key: number; product: number; scaled: number; share: number; masked: boolean };

@@ -1,7 +1,10 @@
-// What the screens' controls share: a choice from a list, a box to tick, a button, and a line of explanation.
+// What screens share beside figures: a choice from a list, a box to tick, a button, a line of explanation, and a card
+// that says what a trace does not hold, in the words that its writer gave.
 
 import type { Signal } from "@preact/signals";
 import type { ButtonHTMLAttributes, ComponentChildren } from "preact";
+import { useApp } from "./state";
+import { bytes } from "./text";
 
 type ChoiceProps = {
   label: string;
@@ -37,3 +40,23 @@ export function Tick({ label, at, title }: { label: string; at: Signal<boolean>;
 export const Plain = (props: ButtonHTMLAttributes) => <button type="button" class="plain" {...props} />;
 
 export const Note = (props: { children: ComponentChildren }) => <p class="note" {...props} />;
+
+export function Missing({ what, children }: { what: string; children?: string }) {
+  const app = useApp();
+  const { left_out } = app.trace.value.header;
+  const found = left_out.find((one) => what === one.what || what.startsWith(`${one.what}.`) || one.what.startsWith(`${what}.`));
+  return (
+    <Gap>
+      <b>{children ?? `${what} is not in this file`}</b>
+      {found ? `: ${found.why.replace(/\.$/, "")}` : ""}
+      {found && found.bytes > 1 ? ` (${bytes(found.bytes)})` : ""}.
+    </Gap>
+  );
+}
+
+/** A card that says what is not there, and where it is. */
+export const Gap = ({ children }: { children: ComponentChildren }) => (
+  <section class="card missing">
+    <p>{children}</p>
+  </section>
+);

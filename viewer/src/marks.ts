@@ -4,6 +4,7 @@ import { extent, max } from "d3-array";
 import { scaleLinear, type ScaleLinear } from "d3-scale";
 import { diverging, inkOn, type Palette, type Scale } from "./colors";
 import type { Drawing, Grid } from "./figure";
+import { largest } from "./lists";
 import { widthOf, type Surface } from "./surface";
 import { number, round } from "./text";
 
@@ -172,8 +173,7 @@ function heatBeside(options: HeatOptions, before: Drawing): Drawing {
   const { rows, columns, palette } = options;
   if (!was || was.rows !== rows || was.columns !== columns) return heatMap(options);
   const at = (row: number, column: number) => options.at(row, column) - was.at(row, column);
-  let reach = 0;
-  for (let row = 0; row < rows; row++) for (let column = 0; column < columns; column++) reach = Math.max(reach, Math.abs(at(row, column)) || 0);
+  const reach = largest(rows, columns, at);
   const signed = (value: number) => `${value > 0 ? "+" : ""}${number(value, 2)}`;
   const said = (row: number, column: number) => (options.cellText && was.cellText ? [was.cellText(row, column), options.cellText(row, column)] : ["", ""]);
   return heatMap({

@@ -1,5 +1,6 @@
 // The river's arithmetic: the parts of one logit, grouped into streams that grow from layer to layer.
 
+import { once } from "./lists";
 import { PARTS, type Trace } from "./trace";
 import { visible } from "./text";
 
@@ -17,17 +18,7 @@ export type Streams = {
 };
 
 /** Every part, in execution order; a head's part is split by source token where the trace says how. */
-export function partsOf(trace: Trace): Part[] {
-  const known = found.get(trace);
-  if (known) return known;
-  const made = allParts(trace);
-  found.set(trace, made);
-  return made;
-}
-
-const found = new WeakMap<Trace, Part[]>();
-
-function allParts(trace: Trace): Part[] {
+export const partsOf = once((trace: Trace): Part[] => {
   const block = trace.need(PARTS);
   const sources = trace.block("attribution.sources");
   const out: Part[] = [];
@@ -56,7 +47,7 @@ function allParts(trace: Trace): Part[] {
     out.push({ name, layer, head, kind, value: value - said, source: null });
   });
   return out;
-}
+});
 
 const MOST_STREAMS = 7;
 

@@ -1,5 +1,8 @@
 // Where values come from: a trace inside the page, or the server that `pellucid serve` started.
 
+import { signal, type Signal } from "@preact/signals";
+import { once } from "./lists";
+import type { App } from "./state";
 import { fromBase64, like, traceFrom, type Trace } from "./trace";
 
 export type Example = { id: string; text: string; look_for: string; trace?: string };
@@ -41,7 +44,9 @@ export class Server {
     throw new ServerError(error.code ?? String(response.status), error.message ?? response.statusText, error.remedy ?? "");
   }
 
-  post(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
+  /** What is at a path, or the answer to what is sent there. */
+  private ask(path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+    if (body === undefined) return this.answer(path, {});
     return this.answer(path, {
       method: "POST",
       headers: {
@@ -55,13 +60,11 @@ export class Server {
   }
 
   async json<T>(path: string, body?: unknown): Promise<T> {
-    const response = body === undefined ? await this.answer(path, {}) : await this.post(path, body);
-    return response.json() as Promise<T>;
+    return (await this.ask(path, body)).json() as Promise<T>;
   }
 
   async trace(path: string, body?: unknown): Promise<Trace> {
-    const response = body === undefined ? await this.answer(path, {}) : await this.post(path, body);
-    return traceFrom(new Uint8Array(await response.arrayBuffer()));
+    return traceFrom(new Uint8Array(await (await this.ask(path, body)).arrayBuffer()));
   }
 
   /** The exact values of a checkpoint in this tab's last run. */
@@ -72,7 +75,7 @@ export class Server {
 
   /** The events of a generation, one after another. */
   async *events(path: string, body: unknown, signal: AbortSignal): AsyncGenerator<{ event: string; data: any }> {
-    const response = await this.post(path, body, signal);
+    const response = await this.ask(path, body, signal);
     const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
     for (;;) {
@@ -131,3 +134,20 @@ export async function readSource(scope: ParentNode): Promise<Source> {
   return { trace, second, server, readings, examples };
 }
 
+const held = once<Trace, Map<string, Signal<unknown>>>(() => new Map());
+
+/** The server's answer about the run that is shown, under a name of its own; `about` says to the server which run it is; null without a server, and until it is there. Of large answers whose names begin with `one` only the last is kept. */
+export function asked<T>(app: App, name: string, what: string, ask: (server: Server, about: { plain?: boolean }) => Promise<T>, one = ""): T | null {
+  const trace = app.trace.value;
+  const { server } = app;
+  if (!server) return null;
+  const known = held(trace);
+  const found = known.get(name) as Signal<T | null> | undefined;
+  if (found) return found.value;
+  const made = signal<T | null>(null);
+  if (one) for (const other of [...known.keys()]) if (other.startsWith(one)) known.delete(other);
+  known.set(name, made);
+  // Not at once: this is called while something is drawn.
+  queueMicrotask(() => void app.attempt(what, async () => void (made.value = await ask(server, app.about(trace)))));
+  return made.value;
+}

@@ -131,6 +131,7 @@ export class Block {
   slice(...where: number[]): Float32Array {
     const rest = this.shape.slice(where.length).reduce((a, b) => a * b, 1);
     const start = this.index(...where);
+    if (this.raw instanceof Float32Array) return this.raw.subarray(start, start + rest);
     const out = new Float32Array(rest);
     for (let i = 0; i < rest; i++) out[i] = this.value(start + i);
     return out;

@@ -6,8 +6,7 @@ import { indexAt, lookOf, mapOf, nameAt, valueAt, type Chart, type Tile } from "
 import { told } from "../checkpoints";
 import { inkOn, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
-import { Choice, Plain } from "../inputs";
-import { Missing } from "../missing";
+import { Choice, Missing, Plain } from "../inputs";
 import { useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
 import { copy } from "../take";

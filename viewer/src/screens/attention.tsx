@@ -5,10 +5,9 @@ import { diverging, sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { Formula } from "../formula";
 import { patternOf, small, steps, vectors, type Step } from "../heads";
-import { Choice, Tick } from "../inputs";
-import { each, upTo } from "../lists";
+import { Choice, Missing, Tick } from "../inputs";
+import { each, largest, pairs, upTo } from "../lists";
 import { heatMap, lattice } from "../marks";
-import { Missing } from "../missing";
 import { commandOf, useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
 import { number, quoted, visible } from "../text";
@@ -30,10 +29,7 @@ function ordered(app: App, by: string): Place[] {
   const trace = app.trace.value;
   const measures = trace.need("attention.measures");
   const row = measures.entry.of!.indexOf(by);
-  const places = each(trace.layers * trace.heads, (i): Place => {
-    const [layer, head] = [Math.floor(i / trace.heads), i % trace.heads];
-    return { layer, head, value: row < 0 ? null : measures.at(row, layer, head) };
-  });
+  const places = pairs(trace.layers, trace.heads, (layer, head): Place => ({ layer, head, value: row < 0 ? null : measures.at(row, layer, head) }));
   if (row < 0) return places;
   const sign = by === "entropy" ? 1 : -1;
   const rank = (place: Place) => (Number.isNaN(place.value!) ? Infinity : sign * place.value!);
@@ -167,11 +163,7 @@ function OneHead() {
     const trace = app.trace.value;
     const { pattern, at, isWeighted } = values();
     const n = pattern.cells;
-    let most = 1;
-    if (isWeighted) {
-      most = 0;
-      for (let q = 0; q < n; q++) for (let k = 0; k <= q; k++) most = Math.max(most, at(q, k));
-    }
+    const most = isWeighted ? largest(n, n, (q, k) => (k > q ? 0 : Math.max(0, at(q, k)))) : 1;
     const piece = (i: number) => (pattern.pooled ? cellName(pattern.edges, i) : visible(trace.header.tokens[i].text));
     const labels = each(n, (i) => piece(i));
     const named = (i: number) => (pattern.pooled ? `tokens ${piece(i)}` : quoted(trace.header.tokens[i].text));
@@ -250,12 +242,12 @@ function Steps() {
   const app = useApp();
   const trace = app.trace.value;
   const { layer, head } = app.at();
-  const found = vectors(app, trace, layer);
+  const found = vectors(app, layer);
   const scale = trace.header.attention?.scale[layer] ?? 1;
   if (!found) return <Missing what="attention.q">Queries and keys are not in this file</Missing>;
   const all = () => {
     const where = app.at();
-    const now = vectors(app, app.trace.value, where.layer)!;
+    const now = vectors(app, where.layer)!;
     return steps(now, app.trace.value.header.attention?.scale[where.layer] ?? 1, where.head, app.atQuery.value, app.trace.value.length);
   };
   const value = (step: Step, column: number) => [step.product, step.scaled, step.masked ? -Infinity : step.scaled, step.share][column];

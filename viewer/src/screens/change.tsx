@@ -1,13 +1,12 @@
 // Change it: set a part of the model to zero or its mean, or take it from another text, and see what follows.
 
-import { Gap } from "../missing";
 import { diverging, type Palette } from "../colors";
 import { add, chosen, HOWS, nameOf, ranOf, serveCommand, type How, type Judged, type What } from "../edits";
 import { effectOf, sharesOf } from "../effects";
 import { Figure, type Drawing } from "../figure";
 import { rowName } from "../follow";
-import { Choice, Note, Tick } from "../inputs";
-import { each, upTo } from "../lists";
+import { Choice, Gap, Note, Tick } from "../inputs";
+import { largest, pairs, upTo } from "../lists";
 import { barRows, heatMap, type Bar } from "../marks";
 import { shortName } from "../river";
 import { useApp, useParam, type App } from "../state";
@@ -151,7 +150,6 @@ function Arrives({ base, edited }: { base: Trace; edited: Trace }) {
   const of = (trace: Trace, row: number, pos: number) => trace.need("lens.target_logprob").at(row, pos);
   const difference = (row: number, pos: number) => of(edited, row, pos) - of(base, row, pos);
   const rows = base.layers + 1;
-
   const piece = quoted(base.header.target.text);
   return (
     <Figure
@@ -161,8 +159,7 @@ function Arrives({ base, edited }: { base: Trace; edited: Trace }) {
       caption={`What the edits add to the log-probability of ${piece} at each token if the model stopped after each block (the logit lens). What comes before an edit stays as it was.`}
       narrowest={roomFor(base.length, 50, 12)}
       build={(width, palette) => {
-        let reach = 1e-9;
-        for (let row = 0; row < rows; row++) for (let pos = 0; pos < base.length; pos++) reach = Math.max(reach, Math.abs(difference(row, pos)));
+        const reach = largest(rows, base.length, difference, 1e-9);
         return heatMap({
           width,
           palette,
@@ -179,10 +176,7 @@ function Arrives({ base, edited }: { base: Trace; edited: Trace }) {
       }}
       table={() => ({
         columns: ["row", "pos", "token", "base", "edited", "difference"],
-        rows: each(rows * base.length, (i) => {
-          const [row, pos] = [Math.floor(i / base.length), i % base.length];
-          return [rowName(row), pos, base.header.tokens[pos].text, of(base, row, pos), of(edited, row, pos), difference(row, pos)];
-        }),
+        rows: pairs(rows, base.length, (row, pos) => [rowName(row), pos, base.header.tokens[pos].text, of(base, row, pos), of(edited, row, pos), difference(row, pos)]),
       })}
       python={() => {
         const read = (ckpts: string) => `pl.lens.logit(${ckpts}).logprobs(${base.header.target.id})`;

@@ -1,13 +1,12 @@
 // Embeddings: the tokens' vectors as points, at any checkpoint, coloured by what is known of each token.
 
 import { extent } from "d3-array";
-import { asked } from "../asked";
 import { sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
-import { Choice, Tick } from "../inputs";
+import { Choice, Missing, Tick } from "../inputs";
 import { key, lattice } from "../marks";
-import { Missing } from "../missing";
 import { along, equally, scatterPlot, type Dot } from "../scatter";
+import { asked } from "../source";
 import { keeping, useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
 import { number, percent, quoted, round, visible } from "../text";

@@ -6,10 +6,9 @@ import { line } from "d3-shape";
 import { sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { added, Follow, followed, partsAt, pathOf, pinned, rowName, tokenIn } from "../follow";
-import { Choice, Tick } from "../inputs";
-import { each, upTo } from "../lists";
+import { Choice, Missing, Tick } from "../inputs";
+import { each, largest, pairs, upTo } from "../lists";
 import { barRows, heatMap } from "../marks";
-import { Missing } from "../missing";
 import { commandOf, useApp, useParam } from "../state";
 import { type Surface } from "../surface";
 import { number, percent, pythonText, quoted, shellText, superscript, visible } from "../text";
@@ -48,8 +47,7 @@ function LensGrid() {
     const ids = trace.need("lens.ids");
     const rows = trace.layers + 1;
     const isShare = by.value !== "entropy" && by.value !== "kl";
-    let most = isShare ? 1 : 1e-6;
-    if (!isShare) for (let r = 0; r < rows; r++) for (let p = 0; p < trace.length; p++) most = Math.max(most, valueOf(trace, by.value, r, p));
+    const most = isShare ? 1 : largest(rows, trace.length, (r, p) => valueOf(trace, by.value, r, p), 1e-6);
     const said = (r: number, p: number) => trace.piece(ids.at(r, p, 0));
     return heatMap({
       width,
@@ -85,14 +83,11 @@ function LensGrid() {
       table={() => {
         const trace = app.trace.value;
         const columns = ["row", "pos", "token", "first_choice", ...Object.keys(COLOURS), "next_rank", "target_rank"];
-        const rows = [];
-        for (let r = 0; r <= trace.layers; r++) {
-          for (let p = 0; p < trace.length; p++) {
-            const values = Object.keys(COLOURS).map((name) => valueOf(trace, name, r, p));
-            const ranks = ["lens.next_rank", "lens.rank"].map((name) => trace.need(name).at(r, p) + 1);
-            rows.push([rowName(r), p, trace.header.tokens[p].text, trace.piece(trace.need("lens.ids").at(r, p, 0)), ...values, ...ranks]);
-          }
-        }
+        const rows = pairs(trace.layers + 1, trace.length, (r, p) => {
+          const values = Object.keys(COLOURS).map((name) => valueOf(trace, name, r, p));
+          const ranks = ["lens.next_rank", "lens.rank"].map((name) => trace.need(name).at(r, p) + 1);
+          return [rowName(r), p, trace.header.tokens[p].text, trace.piece(trace.need("lens.ids").at(r, p, 0)), ...values, ...ranks];
+        });
         return { columns, rows, note: "Ranks begin at 1." };
       }}
       python={() => `pl.lens.logit(ckpts, at="resid_post").top(5)`}

@@ -3,9 +3,9 @@
 import { signal, type Signal } from "@preact/signals";
 import { sequential } from "../colors";
 import { Figure } from "../figure";
-import { Note, Tick } from "../inputs";
+import { Gap, Note, Tick } from "../inputs";
+import { once } from "../lists";
 import { barRows, heatMap } from "../marks";
-import { Gap } from "../missing";
 import { useApp, useParam, type App } from "../state";
 import { number, pythonText, quoted, shellText } from "../text";
 import { PARTS, idsIn } from "../trace";
@@ -23,8 +23,7 @@ type Report = {
 };
 type Compared = { other: string; report: Report; said: string; ties: { what: string; lines: string[] }[] };
 
-const known = new WeakMap<App, Signal<Compared | null>>();
-const comparedOf = (app: App): Signal<Compared | null> => known.get(app) ?? known.set(app, signal<Compared | null>(null)).get(app)!;
+const comparedOf = once<App, Signal<Compared | null>>(() => signal(null));
 
 /** In float64, errors below this are rounding. */
 const ROUNDING = 1e-10;

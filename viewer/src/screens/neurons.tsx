@@ -2,13 +2,12 @@
 
 import { extent, max } from "d3-array";
 import { scaleLinear } from "d3-scale";
-import { asked } from "../asked";
 import type { Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
-import { Choice, Note } from "../inputs";
+import { Choice, Missing, Note } from "../inputs";
 import { barRows, levels } from "../marks";
-import { Missing } from "../missing";
 import { scatterPlot } from "../scatter";
+import { asked } from "../source";
 import { commandOf, keeping, useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
 import { number, quoted, visible } from "../text";
@@ -305,6 +304,7 @@ function strongest(app: App, by: string, only: number): Strong[] | null {
 }
 
 const MOST_NEURONS = 20;
+const MOST_ROWS = 1000;
 
 function Strongest() {
   const app = useApp();
@@ -355,7 +355,11 @@ function Strongest() {
           {!own && <Choice label="of" at={which} of={{ all: "all layers", layer: `layer ${layerOf(app)}` }} />}
         </>
       }
-      table={() => ({ columns: ["layer", "neuron", by], rows: (strongest(app, by, only) ?? []).slice(0, 1000).map(({ layer, neuron, value }) => [layer, neuron, value]), by: ["layer", "neuron"], note: "The first 1000." })}
+      table={() => {
+        const all = strongest(app, by, only) ?? [];
+        const rows = all.slice(0, MOST_ROWS).map(({ layer, neuron, value }) => [layer, neuron, value]);
+        return { columns: ["layer", "neuron", by], rows, by: ["layer", "neuron"], note: all.length > MOST_ROWS ? `The first ${MOST_ROWS}.` : "" };
+      }}
       python={python}
       shell={() => (own ? null : by === "effect" ? commandOf(app, "attribute", `--by neuron --pos ${pos} --top ${MOST_NEURONS}`) : commandOf(app, "run", `--names '**.${kind.split(".").at(-1)}' --pos ${pos} --save neurons.safetensors`))}
     />

@@ -6,7 +6,7 @@ import { pointsOf, told } from "../checkpoints";
 import { Figure, type Drawing } from "../figure";
 import { Formula } from "../formula";
 import { Choice, Plain } from "../inputs";
-import { each, upTo } from "../lists";
+import { each, pairs, upTo } from "../lists";
 import { barRows, lattice } from "../marks";
 import { useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
@@ -106,12 +106,7 @@ function Ladder() {
       table={() => {
         const trace = app.trace.value;
         const norms = trace.need("norms");
-        const rows = norms.entry.of!.flatMap((kind, k) =>
-          each(trace.layers * trace.length, (i) => {
-            const [layer, pos] = [Math.floor(i / trace.length), i % trace.length];
-            return [kind, layer, pos, trace.header.tokens[pos].text, norms.at(k, layer, pos)];
-          }),
-        );
+        const rows = norms.entry.of!.flatMap((kind, k) => pairs(trace.layers, trace.length, (layer, pos) => [kind, layer, pos, trace.header.tokens[pos].text, norms.at(k, layer, pos)]));
         return { columns: ["checkpoint", "layer", "pos", "token", "norm"], rows };
       }}
       python={() => `ckpts["blocks.${app.at().layer}.resid_post"][0].norm(dim=-1)`}

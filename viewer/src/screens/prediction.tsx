@@ -5,9 +5,9 @@ import { useMemo } from "preact/hooks";
 import type { Palette } from "../colors";
 import { asking, editsOf, goOn } from "../edits";
 import { Figure, type Drawing } from "../figure";
-import { Note, Plain } from "../inputs";
+import { Gap, Note, Plain } from "../inputs";
+import { once } from "../lists";
 import { lattice } from "../marks";
-import { Gap } from "../missing";
 import { entropy, NEUTRAL, stagesOf, type Settings, type Stage } from "../sampling";
 import { useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
@@ -117,13 +117,7 @@ function StageFigure({ settings, stages }: { settings: () => Settings; stages: (
 /** Runs of this tab that can be gone back to. */
 type Visit = { ids: number[]; tail: string };
 
-const visits = new WeakMap<App, Signal<Visit[]>>();
-
-function trail(app: App): Signal<Visit[]> {
-  let known = visits.get(app);
-  if (!known) visits.set(app, (known = signal<Visit[]>([])));
-  return known;
-}
+const trail = once<App, Signal<Visit[]>>(() => signal([]));
 
 const idsOf = (trace: Trace) => trace.header.tokens.map((token) => token.id);
 
@@ -237,11 +231,7 @@ function Draw({ settings }: { settings: () => Settings }) {
 export function Prediction() {
   const app = useApp();
   const { signals, value } = useSettings();
-  const made = useMemo(() => {
-    const of = (trace: Trace) => computed(() => stagesOf(Float64Array.from(trace.need("prediction.logits").raw), idsOf(trace), value()));
-    const known = new WeakMap<Trace, ReturnType<typeof of>>();
-    return (trace: Trace) => known.get(trace) ?? known.set(trace, of(trace)).get(trace)!;
-  }, []);
+  const made = useMemo(() => once((trace: Trace) => computed(() => stagesOf(Float64Array.from(trace.need("prediction.logits").raw), idsOf(trace), value()))), []);
   const stages = { get value() { return made(app.trace.value).value; } };
   const final = stages.value.at(-1)!.probabilities;
   const kept = final.reduce((count, p) => count + (p > 0 ? 1 : 0), 0);
