@@ -18,7 +18,8 @@ from pellucid.measure.labelled import Captured, find
 from pellucid.metrics import token_ids
 from pellucid.names import aliases
 from pellucid.run.activations import ActivationCkpts
-from pellucid.schema import STREAM, Axes, Axis
+from pellucid.schema import STREAM
+from pellucid.text.batch import pieces_of
 
 if TYPE_CHECKING:
     import xarray
@@ -203,10 +204,7 @@ class Readout:
         return values.gather(-1, index).squeeze(-1)
 
     def _text(self, token: int) -> str:
-        tokenizer = self._batch.tokenizer
-        if token < 0:
-            return ""
-        return str(token) if tokenizer is None else tokenizer.pieces([token])[0]
+        return "" if token < 0 else pieces_of(self._batch.tokenizer, [token])[0]
 
     def _array(self, blocks: Any, axes: Axes, name: str, unit: str) -> xarray.DataArray:
         real = self._source.real

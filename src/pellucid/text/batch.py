@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,8 +74,7 @@ class Batch(Listed):
         """Per row, the text of each real token."""
         if self.labels is not None:
             return self.labels
-        rows = [row.tolist() for row in self.rows()]
-        return [[str(i) for i in row] if self.tokenizer is None else self.tokenizer.pieces(row) for row in rows]
+        return [pieces_of(self.tokenizer, row.tolist()) for row in self.rows()]
 
     def _listing(self) -> Listing:
         try:
@@ -173,3 +172,8 @@ def token_labels(batch: Batch, dims: Collection[str], columns: Tensor) -> dict[s
             labels[coordinate(axis, "token")] = ([str(Axis.BATCH), str(axis)], tokens[:, kept])
             labels[coordinate(axis, "position")] = ([str(Axis.BATCH), str(axis)], positions[:, kept])
     return labels
+
+
+def pieces_of(tokenizer: Tokenizer | None, ids: Sequence[int]) -> list[str]:
+    """The piece of each id, or its digits where there is no tokenizer."""
+    return [str(i) for i in ids] if tokenizer is None else tokenizer.pieces(ids)

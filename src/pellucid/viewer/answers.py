@@ -22,7 +22,7 @@ from pellucid.prove.compare import compare as compare_models
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region, take
-from pellucid.schema import Axis
+from pellucid.text.batch import pieces_of
 from pellucid.ties import audit_ties
 from pellucid.viewer import logit_blocks
 from pellucid.viewer.container import Trace
@@ -218,7 +218,8 @@ def sample(tabs: Tabs, session: Session, asked: Request) -> Answer:
     last = list(stages.values())[-1]
     generator = generator_of(asked.get("seed", 0), last.device)
     token = int(last.argmax()) if sampler.is_greedy else int(torch.multinomial(last, 1, generator=generator))
-    return {"id": token, "text": _piece(tabs.model, token), "stages": _shown(tabs.model, stages)}
+    text = pieces_of(tabs.model.tokenizer, [token])[0]
+    return {"id": token, "text": text, "stages": _shown(tabs.model, stages)}
 
 
 def _shown(model: CkptedTransformer, stages: Mapping[str, Tensor]) -> list[dict[str, Any]]:
@@ -226,13 +227,9 @@ def _shown(model: CkptedTransformer, stages: Mapping[str, Tensor]) -> list[dict[
     for name, probabilities in stages.items():
         top = probabilities.topk(min(_LISTED, len(probabilities)))
         ids = top.indices.tolist()
-        texts, kept = [_piece(model, i) for i in ids], int((probabilities > 0).sum())
+        texts, kept = pieces_of(model.tokenizer, ids), int((probabilities > 0).sum())
         found.append({"name": name, "ids": ids, "texts": texts, "probs": top.values.tolist(), "kept": kept})
     return found
-
-
-def _piece(model: CkptedTransformer, token: int) -> str:
-    return str(token) if model.tokenizer is None else model.tokenizer.pieces([token])[0]
 
 
 def tokens(tabs: Tabs, session: Session, asked: Request) -> Iterator[Token]:
@@ -265,9 +262,10 @@ def _onwards(model: CkptedTransformer, text: Any, edits: Sequence[Edit]) -> list
 
 def told(model: CkptedTransformer, token: Token) -> Mapping[str, Any]:
     """What is said of a token that came."""
-    stages = _shown(model, token.stages or {})
-    return {"id": token.id, "text": token.text, "piece": _piece(model, token.id), "logprob": token.logprob,
-            "stopped": token.stopped, "stages": stages}  # fmt: skip
+    return {
+        "id": token.id, "text": token.text, "piece": pieces_of(model.tokenizer, [token.id])[0],
+        "logprob": token.logprob, "stopped": token.stopped, "stages": _shown(model, token.stages or {}),
+    }  # fmt: skip
 
 
 def cancel(tabs: Tabs, session: Session, asked: Request) -> Answer:

@@ -24,7 +24,7 @@ from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.origin import weights_fingerprint
 from pellucid.sae.autoencoder import SparseAutoencoder
-from pellucid.text.batch import Inputs
+from pellucid.text.batch import Inputs, pieces_of
 from pellucid.viewer import logit_blocks, value_blocks
 from pellucid.viewer.container import Trace, TraceBlock
 from pellucid.viewer.logit_blocks import Target
@@ -205,7 +205,7 @@ def _header(
     one: OneText, aim: Target, blocks: Mapping[str, TraceBlock], left_out: list[dict[str, Any]]
 ) -> dict[str, Any]:
     model, schema = one.model, one.ckpts.schema
-    tokens = _pieces(model, one.ids)
+    tokens = pieces_of(model.tokenizer, one.ids)
     named = {aim.token}.union(*(set(blocks[name].data.ravel().tolist()) for name in ("prediction.top.ids", "lens.ids")))
     listed = sorted(named)
     return {
@@ -218,19 +218,15 @@ def _header(
         "made": date.today().isoformat(),
         "text": _text(model, one.ids),
         "tokens": [{"id": i, "text": text} for i, text in zip(one.ids, tokens, strict=True)],
-        "vocabulary": dict(zip(map(str, listed), _pieces(model, listed), strict=True)),
+        "vocabulary": dict(zip(map(str, listed), pieces_of(model.tokenizer, listed), strict=True)),
         "schema": _schema(one),
         "attention": {"scale": value_blocks.scales(one)},
         "calls": _calls(one),
-        "target": {"id": aim.token, "text": _pieces(model, [aim.token])[0], "pos": aim.pos, "why": aim.why},
+        "target": {"id": aim.token, "text": pieces_of(model.tokenizer, [aim.token])[0], "pos": aim.pos, "why": aim.why},
         "edits": [entry for edit in one.edits for entry in _edited(edit, one)],
         "run": {"text": one.row, "texts": one.rows},
         "left_out": left_out,
     }  # fmt: skip
-
-
-def _pieces(model: CkptedTransformer, ids: Sequence[int]) -> list[str]:
-    return [str(i) for i in ids] if model.tokenizer is None else model.tokenizer.pieces(ids)
 
 
 def _text(model: CkptedTransformer, ids: Sequence[int]) -> str:

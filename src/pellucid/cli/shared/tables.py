@@ -18,7 +18,8 @@ from pellucid.cli.shared.screen import show, show_json
 from pellucid.cli.shared.widths import Column, Flow, Grid
 from pellucid.errors import InputError, visible
 from pellucid.extras import need
-from pellucid.schema import LETTERS, Axis, Point
+from pellucid.schema import Point
+from pellucid.text.batch import pieces_of
 
 BAR_WIDTH = 30
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -152,8 +153,7 @@ def most_probable(probabilities: Tensor, tokens: pl.Tokenizer | None, top: int) 
     """The `top` most probable tokens of a distribution [V]; ids as digits without a tokenizer."""
     best = probabilities.topk(min(top, probabilities.numel()))
     ids = best.indices.tolist()
-    pieces = [str(i) for i in ids] if tokens is None else tokens.pieces(ids)
-    found = zip(pieces, ids, best.values.tolist(), strict=True)
+    found = zip(pieces_of(tokens, ids), ids, best.values.tolist(), strict=True)
     return [NextToken(piece, i, probability) for piece, i, probability in found]
 
 

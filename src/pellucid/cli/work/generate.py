@@ -18,6 +18,7 @@ from pellucid.cli.verbs import Generate
 from pellucid.errors import InputError, visible
 from pellucid.generate.generation import TextStream
 from pellucid.generate.request import Asked, asked_by
+from pellucid.text.batch import pieces_of
 
 CANDIDATES = 5
 """How many tokens a stage shows."""
@@ -147,7 +148,7 @@ def _show(token: Chosen, number: int, tokenizer: pl.Tokenizer | None) -> None:
     if token.stages is None:
         write(token.text)
         return
-    piece = visible(str(token.id) if tokenizer is None else tokenizer.pieces([token.id])[0])
+    piece = visible(pieces_of(tokenizer, [token.id])[0])
     title = Text.assemble(f"\n{number}  ", (piece, "bold green"), f"  {math.exp(token.logprob):.1%}")
     grid = Grid(Column(label=True, style="dim"), *[""] * CANDIDATES, heading=None)
     for name, candidates in token.stages.items():
