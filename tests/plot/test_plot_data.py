@@ -236,7 +236,7 @@ def test_coefficients_are_those_of_the_fit(fit: Any) -> None:
 
 
 def test_another_alpha_and_other_pvalues(fit: Any) -> None:
-    table = pl.plot.data(pl.plot.autoregression(fit, alpha=0.2, pvalues=fit.corrected("holm"), terms=["const"]))
+    table = pl.plot.data(pl.plot.autoregression(fit, alpha=0.2, pvalues=fit.corrected("holm"), terms="const"))
     assert np.array_equal(table["significant"], fit.corrected("holm")["const"] < 0.2)
     assert np.allclose(table[["low", "high"]], fit.interval(0.8)["const"])
     made_up = pictures.fitted(3)

@@ -58,7 +58,7 @@ def autoregression(
 
     Args:
         fit: What `pl.measure.autoregression` gives, by layer: its `params`, `pvalues`, and `conf_int` or `interval`.
-        terms: Which columns of `params`; all but the intercept by default.
+        terms: Which columns of `params`, or which one; all but the intercept by default.
         alpha: From which p-value on a coefficient counts as not significant; bands hold 1 - alpha.
         pvalues: A table to take in place of `fit.pvalues`, such as `fit.corrected("holm")`.
         ax: Axes to draw on; new ones by default.
@@ -170,7 +170,9 @@ def _table(fit: Fit, terms: Sequence[str] | None, alpha: float, pvalues: Any) ->
             code="alpha",
             remedy="Give a probability such as 0.05.",
         )
-    chosen = [term for term in known if term != INTERCEPT] if terms is None else list(terms)
+    if terms is None:
+        terms = [term for term in known if term != INTERCEPT]
+    chosen = [terms] if isinstance(terms, str) else list(terms)
     unknown = [term for term in chosen if term not in known]
     if unknown or params.index.nlevels > 1 or not bool(params[chosen].notna().to_numpy().any()):
         raise InputError(
