@@ -5,13 +5,11 @@ import { computed, signal, useComputed, useSignal, useSignalEffect } from "@prea
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { DARK, LIGHT, type Palette } from "./colors";
-import { Note } from "./inputs";
 import { upTo } from "./lists";
 import { type App, useApp } from "./state";
 import { CanvasSurface, type Surface } from "./surface";
-import { copy, csvOf, download, pdfOf, pngOf, svgOf, tableOfBoth, type Cell, type Sheet, type Table } from "./take";
-import { number, SPACE, visible } from "./text";
-import type { Trace } from "./trace";
+import { TableView, TakeAway, tableOfBoth, type Sheet, type Table } from "./take";
+import { SPACE, visible } from "./text";
 
 /** The cells of a drawing, for the pointer, the keyboard and the screen reader alike. */
 export type Grid = {
@@ -302,7 +300,7 @@ export function Figure(props: FigureProps) {
           <button type="button" class="quiet" aria-pressed={asTable.value} onClick={() => (asTable.value = !asTable.value)}>
             Table
           </button>
-          <TakeAway {...props} sheet={sheet} />
+          <TakeAway {...props} table={() => tableOf(app, props)} sheet={sheet} />
         </div>
       </header>
       {props.caption && <p class="caption">{props.caption}</p>}
@@ -333,116 +331,5 @@ export function Figure(props: FigureProps) {
       </p>
       {props.children}
     </section>
-  );
-}
-
-const MOST_ROWS = 400;
-
-export function TableView({ table, title }: { table: Table; title: string }) {
-  const shown = table.rows.slice(0, MOST_ROWS);
-  const cell = (value: Cell) => (value === null ? "" : typeof value === "number" ? number(value, 4) : visible(value));
-  return (
-    <div class="table-frame" tabIndex={0} role="region" aria-label={`${title}, as a table`}>
-      <table>
-        <thead>
-          <tr>
-            {table.columns.map((name) => (
-              <th scope="col">{name}</th>
-            ))}
-          </tr>
-        </thead>
-        <tbody>
-          {shown.map((row) => (
-            <tr>
-              {row.map((value) => (
-                <td class={typeof value === "number" ? "num" : ""}>{cell(value)}</td>
-              ))}
-            </tr>
-          ))}
-        </tbody>
-      </table>
-      {(table.note || table.rows.length > MOST_ROWS) && (
-        <Note>
-          {table.note} {table.rows.length > MOST_ROWS && `The first ${MOST_ROWS} of ${table.rows.length} rows; CSV and JSON hold them all.`}
-        </Note>
-      )}
-    </div>
-  );
-}
-
-type TakeProps = FigureProps & { sheet: () => Sheet };
-
-/** The menu with every form in which a figure leaves the page. */
-function TakeAway(props: TakeProps) {
-  const { name, title, python, shell, sheet } = props;
-  const app = useApp();
-  const table = () => tableOf(app, props);
-  const box = useRef<HTMLDetailsElement>(null);
-  const file = `pellucid-${name}`;
-  const header = () => app.trace.value.header;
-  const json = () => {
-    const { model, versions, text, made } = header();
-    const { columns, rows } = table();
-    return JSON.stringify({ title, text, model, versions, made, python: code(), shell: command, ["columns"]: columns, ["rows"]: rows }, null, 1);
-  };
-  const codeOf = (trace: Trace): string | null =>
-    app.of(trace, () => {
-      const { values, python: whole } = trace.header.calls;
-      const lines = values && python ? `${values.trimEnd()}\n\n${python()}` : whole;
-      return lines ? `${lines.trimEnd()}\n` : null;
-    });
-  const code = () => {
-    const pair = app.pair.value;
-    if (!pair || !python || props.ofBoth) return codeOf(props.ofBoth ? app.edited.value : app.trace.value);
-    const both = [codeOf(pair.base), codeOf(pair.edited)];
-    if (!both[0] || !both[1]) return null;
-    const named = both.map((lines, i) => lines!.trimEnd().replace(/\n([^\n]*)$/, `\n${["base", "edited"][i]} = $1`));
-    return `${named[0]}\n\n${named[1].replace(/^import pellucid as pl\n+model = .*\n/, "")}\nbase, edited\n`;
-  };
-  const items: [string, string, () => unknown][] = [
-    ["SVG", "a drawing", () => download(`${file}.svg`, svgOf(sheet()), "image/svg+xml")],
-    ["PNG", "a picture, at three times the size", async () => download(`${file}.png`, await pngOf(sheet()))],
-    ["PDF", "a page that holds the picture", async () => download(`${file}.pdf`, await pdfOf(sheet()))],
-    ["CSV", "the numbers", () => download(`${file}.csv`, csvOf(table()), "text/csv;charset=utf-8")],
-    ["JSON", "the numbers and where they come from", () => download(`${file}.json`, json(), "application/json")],
-  ];
-  const command = app.pair.value && !props.ofBoth ? null : shell ? shell() : header().calls.shell;
-  const lines = code();
-  if (lines) items.push(["Copy as Python", "", () => copy(app, "Python", lines)]);
-  if (command) items.push(["Copy as command line", "", () => copy(app, "Command", command)]);
-  if (app.linked) items.push(["Copy link", "to this very state", () => copy(app, "Link", location.href.replace(/#.*$/, "") + app.hash())]);
-  const close = () => {
-    if (box.current) box.current.open = false;
-  };
-  return (
-    <details
-      class="menu"
-      ref={box}
-      onKeyDown={(event) => {
-        if (event.key !== "Escape" || !box.current?.open) return;
-        close();
-        box.current.querySelector("summary")?.focus();
-      }}
-      onFocusOut={(event) => {
-        if (!box.current?.contains(event.relatedTarget as Node | null)) close();
-      }}
-    >
-      <summary aria-label={`Take away: ${title}`}>Take away</summary>
-      <ul>
-        {items.map(([label, what, action]) => (
-          <li>
-            <button
-              type="button"
-              onClick={() => {
-                close();
-                void action();
-              }}
-            >
-              {label} {what && <small>{what}</small>}
-            </button>
-          </li>
-        ))}
-      </ul>
-    </details>
   );
 }

@@ -1,8 +1,13 @@
-// Taking things away: figures as SVG, PNG and PDF, data as CSV and JSON, and text to the clipboard.
+// Taking things away: figures as SVG, PNG and PDF, data as a table, as CSV and JSON, and text to the clipboard.
 
+import { useRef } from "preact/hooks";
 import type { Palette } from "./colors";
-import type { App } from "./state";
+import type { FigureProps } from "./figure";
+import { Note } from "./inputs";
+import { useApp, type App } from "./state";
 import { CanvasSurface, SvgSurface, type Surface } from "./surface";
+import { number, visible } from "./text";
+import type { Trace } from "./trace";
 
 export type Cell = string | number | null;
 export type Table = {
@@ -165,4 +170,113 @@ async function onClipboard(text: string): Promise<boolean> {
     if (before instanceof HTMLElement) before.focus();
     return done;
   }
+}
+
+const MOST_ROWS = 400;
+
+export function TableView({ table, title }: { table: Table; title: string }) {
+  const shown = table.rows.slice(0, MOST_ROWS);
+  const cell = (value: Cell) => (value === null ? "" : typeof value === "number" ? number(value, 4) : visible(value));
+  return (
+    <div class="table-frame" tabIndex={0} role="region" aria-label={`${title}, as a table`}>
+      <table>
+        <thead>
+          <tr>
+            {table.columns.map((name) => (
+              <th scope="col">{name}</th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {shown.map((row) => (
+            <tr>
+              {row.map((value) => (
+                <td class={typeof value === "number" ? "num" : ""}>{cell(value)}</td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      {(table.note || table.rows.length > MOST_ROWS) && (
+        <Note>
+          {table.note} {table.rows.length > MOST_ROWS && `The first ${MOST_ROWS} of ${table.rows.length} rows; CSV and JSON hold them all.`}
+        </Note>
+      )}
+    </div>
+  );
+}
+
+type TakeProps = Pick<FigureProps, "name" | "title" | "table" | "python" | "shell" | "ofBoth"> & { sheet: () => Sheet };
+
+/** The menu with every form in which a figure leaves the page. */
+export function TakeAway({ name, title, table, python, shell, ofBoth, sheet }: TakeProps) {
+  const app = useApp();
+  const box = useRef<HTMLDetailsElement>(null);
+  const file = `pellucid-${name}`;
+  const header = () => app.trace.value.header;
+  const json = () => {
+    const { model, versions, text, made } = header();
+    const { columns, rows } = table();
+    return JSON.stringify({ title, text, model, versions, made, python: code(), shell: command, ["columns"]: columns, ["rows"]: rows }, null, 1);
+  };
+  const codeOf = (trace: Trace): string | null =>
+    app.of(trace, () => {
+      const { values, python: whole } = trace.header.calls;
+      const lines = values && python ? `${values.trimEnd()}\n\n${python()}` : whole;
+      return lines ? `${lines.trimEnd()}\n` : null;
+    });
+  const code = () => {
+    const pair = app.pair.value;
+    if (!pair || !python || ofBoth) return codeOf(ofBoth ? app.edited.value : app.trace.value);
+    const both = [codeOf(pair.base), codeOf(pair.edited)];
+    if (!both[0] || !both[1]) return null;
+    const named = both.map((lines, i) => lines!.trimEnd().replace(/\n([^\n]*)$/, `\n${["base", "edited"][i]} = $1`));
+    return `${named[0]}\n\n${named[1].replace(/^import pellucid as pl\n+model = .*\n/, "")}\nbase, edited\n`;
+  };
+  const items: [string, string, () => unknown][] = [
+    ["SVG", "a drawing", () => download(`${file}.svg`, svgOf(sheet()), "image/svg+xml")],
+    ["PNG", "a picture, at three times the size", async () => download(`${file}.png`, await pngOf(sheet()))],
+    ["PDF", "a page that holds the picture", async () => download(`${file}.pdf`, await pdfOf(sheet()))],
+    ["CSV", "the numbers", () => download(`${file}.csv`, csvOf(table()), "text/csv;charset=utf-8")],
+    ["JSON", "the numbers and where they come from", () => download(`${file}.json`, json(), "application/json")],
+  ];
+  const command = app.pair.value && !ofBoth ? null : shell ? shell() : header().calls.shell;
+  const lines = code();
+  if (lines) items.push(["Copy as Python", "", () => copy(app, "Python", lines)]);
+  if (command) items.push(["Copy as command line", "", () => copy(app, "Command", command)]);
+  if (app.linked) items.push(["Copy link", "to this very state", () => copy(app, "Link", location.href.replace(/#.*$/, "") + app.hash())]);
+  const close = () => {
+    if (box.current) box.current.open = false;
+  };
+  return (
+    <details
+      class="menu"
+      ref={box}
+      onKeyDown={(event) => {
+        if (event.key !== "Escape" || !box.current?.open) return;
+        close();
+        box.current.querySelector("summary")?.focus();
+      }}
+      onFocusOut={(event) => {
+        if (!box.current?.contains(event.relatedTarget as Node | null)) close();
+      }}
+    >
+      <summary aria-label={`Take away: ${title}`}>Take away</summary>
+      <ul>
+        {items.map(([label, what, action]) => (
+          <li>
+            <button
+              type="button"
+              onClick={() => {
+                close();
+                void action();
+              }}
+            >
+              {label} {what && <small>{what}</small>}
+            </button>
+          </li>
+        ))}
+      </ul>
+    </details>
+  );
 }
