@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pellucid as pl
+from pellucid.cli import main
 from pellucid.corpus import intake, part_making, ray_workers
 from pellucid.open import BUNDLED
 
@@ -105,6 +107,13 @@ def test_interrupted(cli: Any, data: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def _interrupt(*given: Any) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_closed_standard_error_is_no_failure(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as end:
+        main(["capture", "--data", str(data), *WANTED, "--out", str(tmp_path / "a.zarr")])
+    assert end.value.code == 0
 
 
 def test_long_files_are_cut(cli_json: Any, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def capture(wish: Capture) -> None:
             except pl.NotFoundError:
                 said = repr(pl.corpus.estimate(model, texts(), names, wish.out, **about))
         messages().print(Text(said), soft_wrap=True)
-    seen = sys.stderr.isatty() and not wish.as_json
+    seen = messages().is_terminal and not wish.as_json
     by: dict[str, Any] = {"engine": wish.engine, "workers": wish.workers}
     with redirect_stdout(sys.stderr):  # where Ray says of processes that died
         store = pl.corpus.capture(model, texts(), names, wish.out, progress=seen, **about, **by)
