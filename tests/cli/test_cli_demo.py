@@ -190,7 +190,7 @@ def test_without_the_extras_the_page_says_so(bundled: Any, monkeypatch: pytest.M
 
     monkeypatch.setattr(demo_page.pl, "to_hf", missing)
     monkeypatch.setattr(demo_page, "_measured", missing)
-    html = demo_page.DemoPage(bundled, demo_page.CARD.read_text(encoding="utf-8")).page().render()
+    html = demo_page.page_of(bundled, demo_page.CARD.read_text(encoding="utf-8")).render()
     assert "pip install &#39;pellucid[hf]&#39;" in html
     assert "pip install &#39;pellucid[stats]&#39;" in html
     assert "identical to transformers" not in html

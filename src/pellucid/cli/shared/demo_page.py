@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import pellucid as pl
+from pellucid import atomic
 from pellucid.errors import MissingExtraError
 from pellucid.extras import need
 from pellucid.html.page import InnerPage, Page, Picture, PlainTable, Section, Text
@@ -25,38 +25,31 @@ RELEASE = "required"
 CARD = Path(pl.__file__).parent / "bundled" / "README.md"
 
 
-@dataclass(frozen=True)
-class DemoPage:
-    """A page about a model that comes with a card."""
-
-    model: pl.CkptedTransformer
-    card: str  # its card, in Markdown
-
-    def page(self) -> Page:
-        """A view, card, proof, ties, norms, regression, heads."""
-        story = self.model.generate(BEGINNING, max_new_tokens=LENGTH, end_ids=())
-        report = _if_installed(lambda: pl.compare(self.model, pl.to_hf(self.model), inputs=story.texts[0]))
-        sections = [
-            *_if_installed(lambda: [self._look()], [_missing("Look inside")]),
-            *card_sections(self.card),
-            *_proof(report),
-            *_ties(pl.audit_ties(self.model)),
-            *_if_installed(lambda: list(_measured(self.model, story)), [_missing("Norms, regression, heads")]),
-        ]
-        equal = report is not None and report.verdict == "identical"
-        verdict = "identical to transformers" if equal else "pellucid"
-        words = f"The bundled model: {pl.count_parameters(self.model).unique:,} parameters, every value of it named."
-        return Page("GPT-2 made of glass", verdict, True if equal else None, words, sections)
-
-    def _look(self) -> Section:
-        seen = pl.view(self.model, LOOKED_AT)
-        note = "One text's run, to look at: every head, what each block would say next, and who wrote the answer."
-        return InnerPage("Look inside", seen.html(views.examples()), note)
-
-
 def write_page(model: pl.CkptedTransformer, path: Path) -> None:
     """Write the page of the bundled model."""
-    pl.save_html(DemoPage(model, CARD.read_text(encoding="utf-8")), path)
+    atomic.write_text(path, page_of(model, CARD.read_text(encoding="utf-8")).render())
+
+
+def page_of(model: pl.CkptedTransformer, card: str) -> Page:
+    """A page about a model that comes with a card in Markdown: a view, card, proof, ties, norms, regression, heads."""
+    story = model.generate(BEGINNING, max_new_tokens=LENGTH, end_ids=())
+    report = _if_installed(lambda: pl.compare(model, pl.to_hf(model), inputs=story.texts[0]))
+    sections = [
+        *_if_installed(lambda: [_look(model)], [_missing("Look inside")]),
+        *card_sections(card),
+        *_proof(report),
+        *_ties(pl.audit_ties(model)),
+        *_if_installed(lambda: list(_measured(model, story)), [_missing("Norms, regression, heads")]),
+    ]
+    equal = report is not None and report.verdict == "identical"
+    verdict = "identical to transformers" if equal else "pellucid"
+    words = f"The bundled model: {pl.count_parameters(model).unique:,} parameters, every value of it named."
+    return Page("GPT-2 made of glass", verdict, True if equal else None, words, sections)
+
+
+def _look(model: pl.CkptedTransformer) -> Section:
+    note = "One text's run, to look at: every head, what each block would say next, and who wrote the answer."
+    return InnerPage("Look inside", pl.view(model, LOOKED_AT).html(views.examples()), note)
 
 
 def card_sections(markdown: str) -> Iterator[Section]:
