@@ -82,6 +82,7 @@ LIES: dict[str, tuple[Callable[[], bytes], str]] = {
     "followed by more": (lambda: content() + b"x", "follows its end"),
     "a flipped bit": (lambda: content()[:5000] + bytes([content()[5000] ^ 1]) + content()[5001:], ""),
     "a bomb": (lambda: zlib.compress(bytes(LIMIT + 1)), "more than"),
+    "a file that is longer than what is read": (lambda: zlib.compress(b"") + bytes(LIMIT), "more than"),
     "a header beyond the end": (lambda: zlib.compress(b"\xff\xff\xff\xff{}"), "longer than the file"),
     "no JSON": (lambda: zlib.compress(b"\x02\x00\x00\x00{]"), ""),
     "a list": (lambda: zlib.compress(b"\x02\x00\x00\x00[]"), "format"),

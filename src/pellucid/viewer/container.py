@@ -145,8 +145,8 @@ class Trace(Mapping[str, TraceBlock]):
         """
         path = path_of(path)
         require_regular(path)
-        with reading(path):
-            content = path.read_bytes() if path.stat().st_size <= LARGEST else b""
+        with reading(path), path.open("rb") as file:
+            content = file.read(LARGEST + 1)  # one more, which tells that it is too long
         return cls.from_bytes(content, str(path))
 
     @classmethod
@@ -186,7 +186,7 @@ def _inflated(content: bytes) -> bytes:
         found = inflate.decompress(content, LARGEST)
     except zlib.error as problem:
         raise ValueError("its bytes are not deflated ones") from problem
-    if inflate.unconsumed_tail:
+    if inflate.unconsumed_tail or len(content) > LARGEST:
         raise ValueError(f"it holds more than {LARGEST:,} bytes")
     if not inflate.eof or inflate.unused_data:
         raise ValueError("it ends too early" if not inflate.eof else "something follows its end")
