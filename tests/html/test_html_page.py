@@ -2,6 +2,7 @@
 
 import base64
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,6 +124,8 @@ def test_save_html_writes_whole_files_and_refuses_what_has_no_page(tmp_path):
     with pytest.raises(pl.InputError) as caught:
         save_html(object(), tmp_path / "other.html")  # type: ignore[arg-type]
     assert caught.value.code == "no-page"
+    with pytest.raises(pl.InputError, match="no page"):
+        save_html(SimpleNamespace(page="text"), tmp_path / "other.html")  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 

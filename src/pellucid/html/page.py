@@ -173,7 +173,7 @@ def save_html(report: Paged, path: str | Path) -> None:
         >>> pl.save_html(report, "report.html")
     """
     make = getattr(report, "page", None)
-    if make is None:
+    if not callable(make):
         raise InputError(
             f"save_html: {type(report).__name__} has no page.",
             code="no-page",

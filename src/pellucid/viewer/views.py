@@ -298,7 +298,7 @@ def save_view(what: Any, path: str | Path) -> None:
         what = View(what)
     if isinstance(what, View):
         what.save(path)
-    elif getattr(what, "page", None) is not None:
+    elif callable(getattr(what, "page", None)):
         save_html(what, path)
     else:
         raise InputError(
