@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +204,19 @@ def write_figure(path: Path, draw: Callable[[], Any]) -> None:
 
 
 def deliver(
-    wish: Any, result: Any, show_it: Callable[[], None], table: Callable[[], Any], draw: Callable[[], Any]
+    wish: Any,
+    result: Mapping[str, Any],
+    show_it: Callable[[], None],
+    table: Callable[[], Any],
+    draw: Callable[[], Any],
 ) -> None:
-    """Write the table and the figure that were asked for, and show the result: as an object, or by `show_it`."""
+    """Write the table and the figure that were asked for, and show the result: in JSON, or by `show_it`."""
     if wish.csv is not None:
         write_csv(wish.csv, table())
     if wish.figure is not None:
         write_figure(wish.figure, draw)
     if wish.as_json:
-        show_json(asdict(result))
+        show_json(result)
         return
     show_it()
     for path in wish.outputs().values():

@@ -70,7 +70,7 @@ def attribute(wish: Attribute) -> None:
         float(here[pair[0].id] - (here[pair[1].id] if len(pair) > 1 else 0)), float(parts.sum()), _parts(parts),
     )  # fmt: skip
     deliver(
-        wish, result, lambda: _show(result, wish.top), lambda: _table(result.parts),
+        wish, asdict(result), lambda: _show(result, wish.top), lambda: _table(result.parts),
         lambda: pl.plot.attribution(_titled(parts, pair), most=wish.top).get_figure(),
     )  # fmt: skip
 

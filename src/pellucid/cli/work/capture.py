@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import typer
@@ -15,35 +14,6 @@ from pellucid.cli.shared.failures import Exit
 from pellucid.cli.shared.screen import messages, progress, show, show_json
 from pellucid.cli.verbs import Capture
 from pellucid.corpus.identity import reopened
-from pellucid.corpus.store import Store
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a store holds."""
-
-    model: str
-    out: str
-    rows: int  # tokens, a row each
-    texts: int  # texts, or pieces of them
-    parts: int  # how many parts of the corpus were made
-    nbytes: int  # bytes of all values
-    dtype: str  # what they are written as
-    names: dict[str, list[int]]  # checkpoint -> the shape of its array
-    provenance: dict[str, Any]  # what made it
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What running rows again gave."""
-
-    out: str
-    equal: bool  # whether every row is equal to the bit, and every chunk as it was written
-    rows: int  # how many rows were run again
-    batches: int  # in how many batches
-    missing: int  # how many parts are not there
-    unequal: list[tuple[str, int]]  # [checkpoint, row] of what differs
-    damaged: list[tuple[str, int]]  # [checkpoint, part] of chunks that are not as they were written
 
 
 def capture(wish: Capture) -> None:
@@ -71,18 +41,16 @@ def capture(wish: Capture) -> None:
     by: dict[str, Any] = {"engine": wish.engine, "workers": wish.workers}
     with redirect_stdout(sys.stderr):  # where Ray says of processes that died
         store = pl.corpus.capture(model, texts(), names, wish.out, progress=seen, **about, **by)
-    if wish.as_json:
-        show_json(asdict(_kept(wish, store)))
-    else:
+    if not wish.as_json:
         show(Text(f"{wish.out}: {store!r}"))
-
-
-def _kept(wish: Capture, store: Store) -> Kept:
-    shapes = {column.name: [store.plan.rows, *column.shape] for column in store.plan.columns}
-    return Kept(
-        wish.model_name, wish.out, store.plan.rows, store.plan.texts, len(store.parts), store.plan.nbytes,
-        store.plan.dtype, shapes, store.provenance,
-    )  # fmt: skip
+        return
+    plan = store.plan
+    show_json({
+        "model": wish.model_name, "out": wish.out, "rows": plan.rows, "texts": plan.texts, "parts": len(store.parts),
+        "nbytes": plan.nbytes, "dtype": plan.dtype,
+        "names": {column.name: [plan.rows, *column.shape] for column in plan.columns},
+        "provenance": store.provenance,
+    })  # fmt: skip
 
 
 def _verify(wish: Capture) -> None:
@@ -91,9 +59,10 @@ def _verify(wish: Capture) -> None:
         model = wish.open() if wish.model is not None else reopened(store.provenance)
         found = store.verify(1000 if wish.rows is None else wish.rows, model)
     if wish.as_json:
-        show_json(asdict(Verified(
-            wish.out, bool(found), found.rows, found.batches, found.missing, found.unequal, found.damaged
-        )))  # fmt: skip
+        show_json({
+            "out": wish.out, "equal": bool(found), "rows": found.rows, "batches": found.batches,
+            "missing": found.missing, "unequal": found.unequal, "damaged": found.damaged,
+        })  # fmt: skip
     else:
         show(Text(f"{wish.out}: {found!r}", style="green" if found else "bold red"))
     if not found:

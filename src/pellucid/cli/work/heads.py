@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -32,15 +32,6 @@ class Scored:
     movers: list[dict[str, Any]] | None  # the same of the token's name movers
 
 
-@dataclass(frozen=True)
-class Composed:
-    """Which heads read what earlier ones write."""
-
-    model: str
-    kind: str  # with what the later head reads
-    pairs: list[dict[str, Any]]  # the strongest: `layer`, `head`, `layer_to`, `head_to`, `composition`
-
-
 def heads(wish: Heads) -> None:
     """Score heads, show the strongest, and write what was asked for."""
     require_format(wish.figure)
@@ -58,9 +49,9 @@ def _compose(wish: Heads, model: pl.CkptedTransformer) -> None:
     table = scores.to_dataframe().drop(columns="kind", errors="ignore").dropna().reset_index()
     table = table.sort_values("composition", ascending=False, kind="stable")
     random = model.schema.sizes["d_model"] ** -0.5  # about what heads of random weights score
-    result = Composed(wish.model_name, str(wish.composition), table.head(wish.top).to_dict("records"))
+    kind, pairs = str(wish.composition), table.head(wish.top).to_dict("records")
     deliver(
-        wish, result, lambda: _show_pairs(result), lambda: table,
+        wish, {"model": wish.model_name, "kind": kind, "pairs": pairs}, lambda: _show_pairs(kind, pairs), lambda: table,
         lambda: pl.plot.heatmap(_by_pair(scores), centre=random).get_figure(),
     )  # fmt: skip
 
@@ -87,7 +78,7 @@ def _score(wish: Heads, model: pl.CkptedTransformer, text: str | None) -> None:
         moved = of_token.to_dict("records")
     result = Scored(wish.model_name, batch.strings[0], wish.token, table.to_dict("records"), moved)
     deliver(
-        wish, result, lambda: _show(result, wish.top), lambda: both,
+        wish, asdict(result), lambda: _show(result, wish.top), lambda: both,
         lambda: _draw(found if movers is None else movers),
     )  # fmt: skip
 
@@ -135,13 +126,13 @@ def _strongest(rows: list[dict[str, Any]], top: int) -> Grid:
     return grid
 
 
-def _show_pairs(result: Composed) -> None:
-    what = {"Q": "queries", "K": "keys", "V": "values"}[result.kind]
+def _show_pairs(kind: str, pairs: list[dict[str, Any]]) -> None:
+    what = {"Q": "queries", "K": "keys", "V": "values"}[kind]
     show(heading(f"heads whose {what} read what earlier heads write", first=True))
     grid = Grid(
         Column("from", style="cyan", label=True), Column("to", style="cyan", label=True), Column("score", right=True)
     )
-    for pair in result.pairs:
+    for pair in pairs:
         ends = (f"{pair['layer']}.{pair['head']}", f"{pair['layer_to']}.{pair['head_to']}")
         grid.add(*ends, number(pair["composition"]))
     show(grid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def lens(wish: Lens) -> None:
     grid = [[said.top[0].token for said in of_layer] for of_layer in zip(*every, strict=True)]
     result = Looked(wish.model_name, wish.at, tokens, pos, wish.token, every[pos], grid)
     deliver(
-        wish, result, lambda: _show(result), lambda: need("pandas", "--csv").DataFrame(_rows(every, tokens)),
+        wish, asdict(result), lambda: _show(result), lambda: need("pandas", "--csv").DataFrame(_rows(every, tokens)),
         lambda: pl.plot.lens(read).get_figure(),
     )  # fmt: skip
 

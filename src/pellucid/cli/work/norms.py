@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,9 @@ def norms(wish: Norms) -> None:
         values = gathered.norms()
         fit = pl.measure.autoregression(values, lags=wish.lags, skip=wish.skip) if wish.lags else None
     result = _summary(values, fit, wish)
-    deliver(wish, result, lambda: _show(result), lambda: _of_tokens(values), lambda: _draw(values, fit, wish.skip))
+    deliver(
+        wish, asdict(result), lambda: _show(result), lambda: _of_tokens(values), lambda: _draw(values, fit, wish.skip)
+    )
 
 
 def _read_texts(given: Iterable[str]) -> list[str]:

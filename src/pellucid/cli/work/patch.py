@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,26 +18,6 @@ from pellucid.patching.measured_runs import Direction
 
 if TYPE_CHECKING:
     import xarray
-
-
-@dataclass(frozen=True)
-class Patched:
-    """What was asked for, and what came out."""
-
-    model: str
-    names: list[str]
-    direction: str
-    metric: str
-    units: str
-    # token, against: the tokens whose logits it reads; `against` is None for a single logit
-    token: str
-    against: str | None
-    # clean, corrupted: the metric of the two plain runs
-    clean: float
-    corrupted: float
-    tokens: list[str]  # those of the text whose run is patched
-    axes: dict[str, list[Any]]  # the axes of `values`, and their entries
-    values: Any  # the metric after each patch, one list within another; null where there is no such patch
 
 
 def patch(wish: Patch) -> None:
@@ -58,13 +37,12 @@ def patch(wish: Patch) -> None:
         else pl.sae.patch(sae, model, *texts, **how)
     )  # fmt: skip
     base = model.tokenize(texts[1 if wish.direction == "denoise" else 0]).strings[0]
-    result = Patched(
-        model=wish.model_name, names=wish.checkpoints if sae is None else [sae.place(model.schema)],
-        direction=wish.direction, metric=swept.attrs["metric"],
-        units=swept.attrs["units"], token=str(token), against=None if against is None else str(against),
-        clean=swept.attrs["clean"], corrupted=swept.attrs["corrupted"], tokens=base,
-        axes={str(dim): swept[dim].values.tolist() for dim in swept.dims}, values=swept.values.tolist(),
-    )  # fmt: skip
+    result = {
+        "model": wish.model_name, "names": wish.checkpoints if sae is None else [sae.place(model.schema)],
+        "direction": wish.direction, **{name: swept.attrs[name] for name in ("metric", "units", "clean", "corrupted")},
+        "token": str(token), "against": None if against is None else str(against), "tokens": base,
+        "axes": {str(dim): swept[dim].values.tolist() for dim in swept.dims}, "values": swept.values.tolist(),
+    }  # fmt: skip
     deliver(
         wish, result, lambda: _show(swept, wish.top),
         lambda: swept.to_dataframe(name="value").dropna().reset_index(),
