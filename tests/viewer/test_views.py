@@ -145,6 +145,8 @@ def test_what_a_notebook_shows(model: pl.CkptedTransformer, monkeypatch: pytest.
     wide = pl.view(support.glass(n_head=24, n_embd=48, n_positions=64), [[1, 2, 3]])
     monkeypatch.undo()
     assert wide._repr_mimebundle_()["image/png"].startswith(b"\x89PNG")
+    for other in (support.glass(n_layer=9, n_head=8, n_embd=16), support.glass(n_layer=0)):  # nothing of one token
+        assert set(pl.view(other, [[1]])._repr_mimebundle_()) == {"text/html", "text/plain"}
 
 
 def test_an_edited_view_shows_the_run_without_its_edits_too(model: pl.CkptedTransformer) -> None:

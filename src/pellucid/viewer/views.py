@@ -211,11 +211,11 @@ class View:
         return found
 
     def _png(self) -> bytes | None:
-        """A figure that stands for the view, such as where a notebook is shown without its scripts."""
+        """A figure that stands for the view, such as where a notebook is shown without its scripts; None without one."""
         try:
             need("matplotlib", "a view's picture")
             axes = self._figure()
-        except MissingExtraError:
+        except (MissingExtraError, InputError):  # of one token many heads have no score, and no blocks have none
             return None
         out, figure = io.BytesIO(), axes.get_figure()
         figure.savefig(out, format="png")
