@@ -93,7 +93,9 @@ def test_a_neuron_shows_what_it_is_made_of_and_what_it_gives(family: str) -> Non
     np.testing.assert_array_equal([bar.get_height() for bar in ax.containers[0]], ckpts[names[-1]][0, :, 3].double())
     assert len(pl.plot.data(pl.plot.neuron(ckpts, 1, 3, text=1))) == 1, "pads are left out"
     assert ax.get_title("left").startswith("neuron 3 of layer 1")
-    assert pl.plot.data(pl.plot.neuron(ckpts, 1 - len(ckpts.schema.blocks), 3)).equals(table)
+    again = pl.plot.neuron(ckpts, 1 - len(ckpts.schema.blocks), 3)
+    assert pl.plot.data(again).equals(table)
+    assert again.get_title("left") == ax.get_title("left")
 
 
 # Norms

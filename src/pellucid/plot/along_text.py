@@ -104,7 +104,8 @@ def neuron(
         put_tokens(axes.xaxis, strings, table["position"].tolist(), [0.0], 1.0)
         axes.set_ylabel("value")
         legend_above(axes)
-        about = f"neuron {number} of layer {layer}", model, f"{count} token{'s' * (count != 1)}"
+        where = f"neuron {number} of layer {layer % len(ckpts.schema.blocks)}"
+        about = where, model, f"{count} token{'s' * (count != 1)}"
         say_what(axes, *about, title=title)
         return remember(axes, table)
 
