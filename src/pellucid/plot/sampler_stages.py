@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +13,12 @@ from pellucid.errors import InputError, shown
 from pellucid.plot.canvas import LETTER, canvas, keep_above, label_of, longest, remember, say_what
 from pellucid.plot.inputs import Numbers, as_numbers
 from pellucid.plot.themes import COLUMN, PAGE, SMALL, Theme, pandas
+from pellucid.text.batch import pieces_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from pellucid.text.tokenizer import Tokenizer
 
 ROW = 10.0
 """Points from one token to the next."""
@@ -30,16 +33,10 @@ TAKEN_OUT = "–"
 """Written in the place of a probability of zero."""
 
 
-class Words(Protocol):
-    """What tells the text of an id: `model.tokenizer`."""
-
-    def pieces(self, ids: Iterable[int]) -> list[str]: ...
-
-
 def next_tokens(
     stages: Mapping[str, Any],
     *,
-    tokenizer: Words | None = None,
+    tokenizer: Tokenizer | None = None,
     most: int = 10,
     drawn: int | None = None,
     title: str | None = None,
@@ -121,7 +118,7 @@ def _read(stages: Any) -> tuple[list[str], Numbers]:
     return [str(name) for name in given], np.stack(rows).astype(np.float64)
 
 
-def _table(names: list[str], chances: Numbers, words: Words | None, most: int, drawn: int | None) -> Any:
+def _table(names: list[str], chances: Numbers, tokenizer: Tokenizer | None, most: int, drawn: int | None) -> Any:
     """A row for each token that is shown, and one for all others."""
     where, count = "plot.next_tokens", chances.shape[1]
     most = require_whole(f"{where}: most", most, at_least=1)
@@ -131,7 +128,7 @@ def _table(names: list[str], chances: Numbers, words: Words | None, most: int, d
     order = order[np.argsort(-chances[0, order], kind="stable")]
     ids = order.tolist()
     others = count - len(ids)
-    tokens = [str(i) for i in ids] if words is None else words.pieces(ids)
+    tokens = pieces_of(tokenizer, ids)
     rest = np.delete(chances, order, axis=1).sum(1)  # not 1 - the sum of those shown, whose rounding looks like a rest
     values = np.concatenate([chances[:, order], rest[:, None]], axis=1)
     last = f"{others:,} other{'s' * (others != 1)}"
