@@ -133,7 +133,8 @@ export async function pdfOf(sheet: Sheet): Promise<Blob> {
 
 export function csvOf(table: Table): string {
   const cell = (value: Cell): string => {
-    const text = value === null ? "" : String(value);
+    // Spreadsheets compute what begins like a formula, unless an apostrophe marks it as text (OWASP, CSV injection).
+    const text = typeof value === "string" && /^[=+\-@\t\r\n]/.test(value) ? `'${value}` : String(value ?? "");
     return /[",\r\n]/.test(text) || text !== text.trim() ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return [table.columns, ...table.rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
