@@ -126,7 +126,7 @@ def test_the_overview_says_the_norms_and_the_most_probable_tokens(opened: Open) 
     assert [float(row[2]) for row in rows[1:]] == pytest.approx(
         np.exp(found["prediction.top.logprobs"][3, :8]).tolist()
     )
-    assert "\"'\n\"" in content(watched, "The ladder of blocks", "CSV"), "no token is computed by a spreadsheet"
+    assert '"\'\n"' in content(watched, "The ladder of blocks", "CSV"), "no token is computed by a spreadsheet"
     norms = [row for row in rows_of(watched, "The ladder of blocks") if row[0] == "mlp_out"]
     assert [float(row[4]) for row in norms] == pytest.approx(found["norms"][3].ravel().tolist())
 

@@ -157,7 +157,9 @@ def content(watched: Watched, title: str, form: str) -> str:
 def rows_of(watched: Watched, title: str) -> list[list[str]]:
     """The whole table of a figure, from its CSV, as a spreadsheet shows it: behind an apostrophe anything is text."""
     rows = csv.reader(io.StringIO(content(watched, title, "CSV"), newline=""))
-    return [[cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell for cell in row] for row in rows]
+    return [
+        [cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell for cell in row] for row in rows
+    ]
 
 
 def command_of(watched: Watched, title: str) -> str:

@@ -211,7 +211,7 @@ class View:
         return found
 
     def _png(self) -> bytes | None:
-        """A figure that stands for the view, such as where a notebook is shown without its scripts; None without one."""
+        """A figure that stands for the view where a notebook is shown without its scripts; None if there is none."""
         try:
             need("matplotlib", "a view's picture")
             axes = self._figure()
