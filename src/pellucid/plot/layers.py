@@ -189,11 +189,12 @@ def norm_histograms(norms: DataArray, *, skip: int = 0, density: bool = False, a
 
 
 def _edges(values: Numbers) -> Numbers:
-    edges = np.histogram_bin_edges(values, bins=1)
+    low, high = np.histogram_bin_edges(values, bins=1)
     q1, q3 = np.quantile(values, [0.25, 0.75])
     width = 2 * (q3 - q1) / len(values) ** (1 / 3)
-    bins = 1 if width == 0 else int(min(np.ceil((edges[1] - edges[0]) / width), BINS_AT_MOST))
-    return np.linspace(edges[0], edges[1], bins + 1)
+    width = max(width, (high - low) / BINS_AT_MOST / 2) if width else 0.0  # or the quotient may be beyond any number
+    bins = int(np.ceil((high - low) / width)) if width else 1
+    return np.linspace(low, high, min(bins, BINS_AT_MOST) + 1)
 
 
 def _draw_outlines(axes: Axes, look: Theme, layers: Layers, bars: Sequence[Bars], height: str) -> None:
