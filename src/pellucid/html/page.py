@@ -172,15 +172,13 @@ def save_html(report: Paged, path: str | Path) -> None:
         >>> report = pl.compare(pl.load(), pl.to_hf(pl.load()), inputs="Once upon a time")
         >>> pl.save_html(report, "report.html")
     """
-    make = getattr(report, "page", None)
-    if not callable(make):
+    if not callable(getattr(report, "page", None)):
         raise InputError(
             f"save_html: {type(report).__name__} has no page.",
             code="no-page",
             remedy="Give a report, such as what pl.compare returns for two models.",
         )
-    text = make().render()
-    atomic.write_text(path, text)
+    atomic.write_text(path, report.page().render())
 
 
 def anchor(title: str) -> str:
