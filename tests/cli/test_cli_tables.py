@@ -18,7 +18,7 @@ from noticed import must_be_noticed
 from pellucid.cli.shared import tables, widths
 from pellucid.cli.shared.tables import BAR_WIDTH, NextToken, bar, number, shade
 from pellucid.errors import visible
-from pellucid.listing import finite
+from pellucid.html.listing import finite
 
 
 @given(st.floats(-1e38, 1e38))

@@ -18,7 +18,7 @@ from pellucid.measure.labelled import Captured, find
 from pellucid.metrics import token_ids
 from pellucid.names import aliases
 from pellucid.run.activations import ActivationCkpts
-from pellucid.schema import STREAM
+from pellucid.schema import STREAM, Axes, Axis
 from pellucid.text.batch import pieces_of
 
 if TYPE_CHECKING:

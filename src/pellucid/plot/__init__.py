@@ -5,7 +5,7 @@ readers tell apart; `data(ax)` gives the numbers behind one. They need matplotli
 which is imported when the first is drawn.
 """
 
-from pellucid.dialects import name_arguments
+from pellucid.names.calls import name_arguments
 from pellucid.plot.along_text import examples, neuron, tokens
 from pellucid.plot.canvas import data
 from pellucid.plot.circuit_graph import circuit

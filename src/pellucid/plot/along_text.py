@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.axes import POSITIONS, Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
 from pellucid.measure.labelled import values
@@ -38,6 +37,7 @@ from pellucid.plot.inputs import (
 )
 from pellucid.plot.matrix import colour_limits, readable
 from pellucid.plot.themes import COLUMN, LABEL, SMALL, Theme, pandas, xarray
+from pellucid.schema import POSITIONS, Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.axes import Axis, coordinate
 from pellucid.check import as_number
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.plot.canvas import (
@@ -25,7 +24,7 @@ from pellucid.plot.canvas import (
 from pellucid.plot.inputs import Numbers, as_array, labelled, quantity, require_some, sizes
 from pellucid.plot.themes import COLUMN, SMALL, Theme, luminance
 from pellucid.plot.ticks import Ticks
-from pellucid.schema import coordinate
+from pellucid.schema import Axis, coordinate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

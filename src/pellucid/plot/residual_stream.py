@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.axes import Axis
 from pellucid.check import require_one_of
 from pellucid.errors import InputError
 from pellucid.measure.distributions import outliers
@@ -27,6 +26,7 @@ from pellucid.plot.inputs import Layers, Numbers, by_layer, is_log, require_run,
 from pellucid.plot.layers import say_how_many
 from pellucid.plot.themes import COLUMN, SMALL, Theme, pandas
 from pellucid.run.activations import ActivationCkpts
+from pellucid.schema import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

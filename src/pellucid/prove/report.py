@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from pellucid.errors import MOST_PRINTED, printable
+from pellucid.html.listing import finite
 from pellucid.html.page import Page
-from pellucid.listing import finite
 from pellucid.prove.about import About, Distance, Reach, RunInputs
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.pages import MOVED, comparison_page

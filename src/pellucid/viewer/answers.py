@@ -22,6 +22,7 @@ from pellucid.prove.compare import compare as compare_models
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region, take
+from pellucid.schema import Axis
 from pellucid.text.batch import pieces_of
 from pellucid.ties import audit_ties
 from pellucid.viewer import logit_blocks

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pellucid.cli.shared.widths import shown_in
 from pellucid.errors import NotFoundError, PellucidError, WeightsError, printable
-from pellucid.listing import finite
+from pellucid.html.listing import finite
 
 LOST_OUTPUT = "stdout-not-writable"
 """The code of the error that stdout itself failed."""

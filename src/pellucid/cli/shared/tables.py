@@ -13,12 +13,11 @@ from torch import Tensor
 
 import pellucid as pl
 from pellucid import atomic
-from pellucid.axes import LETTERS, Axis
 from pellucid.cli.shared.screen import show, show_json
 from pellucid.cli.shared.widths import Column, Flow, Grid
 from pellucid.errors import InputError, visible
 from pellucid.extras import need
-from pellucid.schema import Point
+from pellucid.schema import LETTERS, Axis, Point
 from pellucid.text.batch import pieces_of
 
 BAR_WIDTH = 30

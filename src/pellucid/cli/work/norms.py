@@ -13,7 +13,6 @@ import numpy as np
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.axes import coordinate
 from pellucid.cli.shared.options import looks_like_a_file, parse_ids, read_text, text_of, tokens_of
 from pellucid.cli.shared.screen import progress, show
 from pellucid.cli.shared.tables import deliver, heading, number, panels, require_format, spark
@@ -23,6 +22,7 @@ from pellucid.corpus.sink import Sink, feed
 from pellucid.errors import InputError, NotFoundError
 from pellucid.extras import need
 from pellucid.measure.labelled import capture_pattern
+from pellucid.schema import coordinate
 from pellucid.weights.manifests import reading, require_regular
 
 if TYPE_CHECKING:
