@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +133,16 @@ def reload_differs(model: nn.Module) -> str:
 def _save_quietly(model: Any, folder: Path) -> None:
     """transformers' `save_pretrained`, without its progress bar, leaving the configuration as it was."""
     put_back = remember([vars(model.config)])
-    remedy = "Mend what it names; pl.audit_ties(model).problems says which tensors share memory and what to do."
+
+    def raised(said: str) -> WeightsError:
+        return WeightsError(
+            f"{type(model).__name__}.save_pretrained: {said}",
+            code="save-raises",
+            remedy="Mend what it names; pl.audit_ties(model).problems says which tensors share memory and what to do.",
+        )
+
     try:
-        with _calling(f"{type(model).__name__}.save_pretrained", "save-raises", remedy):
+        with _calling(raised):
             model.save_pretrained(folder)
     finally:
         put_back()
@@ -143,24 +150,30 @@ def _save_quietly(model: Any, folder: Path) -> None:
 
 def _read_again(model: Any, folder: Path) -> Any:
     """The same class from a folder, on the same device, with the same attention."""
+
+    def raised(said: str) -> WeightsError:
+        return WeightsError(
+            f"{type(model).__name__}.from_pretrained: {said}",
+            code="reload-raises",
+            remedy="Look at pl.audit_ties(model): after_reload says why, and problems what to do.",
+        )
+
     attention = getattr(model.config, "_attn_implementation", None)
-    remedy = "Look at pl.audit_ties(model): after_reload says why, and problems what to do."
-    with _calling(f"{type(model).__name__}.from_pretrained", "reload-raises", remedy):
+    with _calling(raised):
         again = type(model).from_pretrained(folder, attn_implementation=attention, local_files_only=True)
     return again.to(model.device)
 
 
 @contextmanager
-def _calling(call: str, code: str, remedy: str) -> Generator[None]:
-    """Run somebody's class: whatever it raises becomes an error of ours, but for what the disk refuses."""
+def _calling(raised: Callable[[str], WeightsError]) -> Generator[None]:
+    """Run somebody's class: what it raises becomes an error of ours in its first line, but for what the disk refuses."""
     try:
         with quiet():
             yield
     except (OSError, SafetensorError):
         raise
     except Exception as problem:
-        said = next(iter(str(problem).splitlines()), "") or type(problem).__name__
-        raise WeightsError(f"{call}: {said}", code=code, remedy=remedy) from problem
+        raise raised(next(iter(str(problem).splitlines()), "") or type(problem).__name__) from problem
 
 
 def _compare(model: Any, again: Any) -> tuple[str, bool]:
