@@ -166,7 +166,7 @@ def _read_again(model: Any, folder: Path) -> Any:
 
 @contextmanager
 def _calling(raised: Callable[[str], WeightsError]) -> Generator[None]:
-    """Run somebody's class: what it raises becomes an error of ours in its first line, but for what the disk refuses."""
+    """Run somebody's class: what it raises, by its first line, is an error of ours, but for what the disk refuses."""
     try:
         with quiet():
             yield
