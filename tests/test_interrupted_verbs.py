@@ -60,7 +60,7 @@ VERBS: dict[str, tuple[int, Verb, str]] = {
     "stream, before the file": (
         1,
         lambda model, path: pl.measure.stream(model, TEXTS, MOMENTS, batch_size=1, checkpoint=path),
-        "stream: interrupted after 1 texts; nothing of it is in {path} yet",
+        "stream: interrupted after 1 text; nothing of it is in {path} yet",
     ),
     "evaluate an autoencoder": (
         15,

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from pellucid.errors import UnknownNameError, nearest, shown
+from pellucid.names.calls import named_methods
 
 
 class Axis(StrEnum):
@@ -112,6 +113,7 @@ class OtherNames:
     blocks: str = ""  # what it calls the list of blocks
 
 
+@named_methods
 @dataclass(frozen=True, eq=False)
 class Schema:
     """The points, parameters and sizes of one model.

@@ -18,8 +18,11 @@ import torch
 import pellucid as pl
 import pellucid.gpt2
 import support
+from pellucid.lens.readout import Readout
 from pellucid.names import attributes, calls
 from pellucid.names.attributes import CKPTS, MODEL, TOKENIZER
+from pellucid.schema import Schema
+from pellucid.viewer.views import View
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming_from_hookedtransformer.md"
 TABLES = {"model": MODEL, "ckpts": CKPTS, "tokenizer": TOKENIZER}
@@ -114,8 +117,11 @@ def test_a_setting_that_a_tokenizer_has_not_is_not_kept(names: dict[str, Any]) -
         assert name not in vars(names["tokenizer"])
 
 
-@pytest.mark.parametrize("room", ["attribution", "circuits", "corpus", "heads", "lens", "measure", "metrics",
-                                  "patching", "plot", "reproduce", "sae"])  # fmt: skip
+ROOMS = ("attribution", "circuits", "corpus", "heads", "lens", "measure", "metrics", "patching", "plot", "reproduce",
+         "sae")  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_a_misspelt_argument_is_told_the_right_one(room: str) -> None:
     """Every public function of every room, for each of its arguments."""
     package = importlib.import_module(f"pellucid.{room}")
@@ -278,3 +284,34 @@ def test_edits_answer_other_words(call: Any, said: str) -> None:
     with pytest.raises(pl.UnknownArgumentError) as caught:
         call()
     assert said in caught.value.remedy
+
+
+def _public_classes() -> list[type]:
+    rooms = [pl, *(importlib.import_module(f"pellucid.{room}") for room in ROOMS)]
+    found = {getattr(room, name) for room in rooms for name in dir(room) if inspect.isclass(getattr(room, name))}
+    found |= {Schema, View, Readout}  # which verbs return
+    ours = {base for one in found for base in one.__mro__ if base.__module__.startswith("pellucid.")}
+    inside = {"Part", "Statistic", "Tap"}  # whose methods are called by ours alone
+    return [one for one in ours if not issubclass(one, BaseException) and one.__name__ not in inside]
+
+
+def test_a_method_of_any_public_class_is_told_the_right_argument() -> None:
+    """Whatever object it is called on: its arguments are looked at first."""
+    seen = 0
+    for owner in _public_classes():
+        for name, value in vars(owner).items():
+            function = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+            if name.startswith("_") or not inspect.isfunction(function):
+                continue
+            parameters = inspect.signature(function).parameters
+            kinds = {one.kind for one in parameters.values()}
+            if inspect.Parameter.VAR_KEYWORD in kinds:
+                continue
+            takes = [one for one in parameters if one not in ("self", "cls")]
+            takes = [] if inspect.Parameter.VAR_POSITIONAL in kinds else takes
+            for argument in takes or ["anything"]:
+                with pytest.raises(pl.UnknownArgumentError) as caught:
+                    function(None, **{f"{argument}{argument[-1]}": None})
+                assert repr(argument) in caught.value.remedy or not takes, (owner, name)
+                seen += 1
+    assert seen > 150

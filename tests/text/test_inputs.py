@@ -196,7 +196,7 @@ def test_the_packages_own_calls_answer_a_misspelt_argument(name: str) -> None:
     """Every function of the package, and every class that a caller fills: by the name, its near words, or the list."""
     call = getattr(pl, name)
     known = [word for word in inspect.signature(call).parameters if word != "self"]
-    for word, said in ((f"{known[-1]}s", f"'{known[-1]}'"), ("zzzzzzz", f"Its arguments are {', '.join(known)}")):
+    for word, said in ((f"{known[-1]}s", f"'{known[-1]}'"), ("zzzzzzz", f"It takes {', '.join(known)}")):
         with pytest.raises(pl.UnknownArgumentError, match=rf"^{name}: {word}= is not one of") as caught:
             call(**{word: 1})
         assert said in caught.value.remedy

@@ -18,7 +18,7 @@ from pellucid.errors import InputError, NumericsError
 from pellucid.family.blocks import Norm
 from pellucid.heads.factored import FactoredMatrix
 from pellucid.heads.matrices import require_finite
-from pellucid.names.calls import named_arguments
+from pellucid.names.calls import named_arguments, named_methods
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
 from pellucid.text.batch import Inputs
@@ -27,6 +27,7 @@ _BOUND = 1e-10
 """Nats by which log-probabilities in float64 may differ: rounding is a thousandth of that in a GPT-2."""
 
 
+@named_methods
 @dataclass(frozen=True, eq=False)
 class Folded:
     """A model with other weights and the same probabilities; the model that it was made of is not touched.

@@ -17,6 +17,7 @@ from pellucid.corpus.plan import CorpusPlan
 from pellucid.corpus.ray_workers import machine_of
 from pellucid.corpus.sink import CapturingModel
 from pellucid.errors import InputError, PellucidError
+from pellucid.html.listing import counted
 from pellucid.numerics.rounding import bits
 from pellucid.open import load
 from pellucid.run.origin import execution_of, weights_fingerprint
@@ -141,13 +142,14 @@ class Verification:
         return not self.unequal and not self.damaged
 
     def __repr__(self) -> str:
-        verdict = "equal to the bit" if not self.unequal else f"{len(self.unequal):,} values of rows are not equal"
-        said = f"{self.rows:,} rows of {self.parts:,} parts, run again in {self.batches:,} batches: {verdict}"
+        verdict = "equal to the bit" if not self.unequal else f"{counted(len(self.unequal), 'value')} of rows not equal"
+        said = f"{counted(self.rows, 'row')} of {counted(self.parts, 'part')}, run again in "
+        said += f"{counted(self.batches, 'batch')}: {verdict}"
         if self.damaged:
-            said += f"; {len(self.damaged):,} chunks are not as they were written, the first {self.damaged[0]}"
+            said += f"; {counted(len(self.damaged), 'chunk')} not as written, the first {self.damaged[0]}"
         elif self.unequal:
             said += f", the first {self.unequal[0]}"
-        return said + (f"; {self.missing:,} parts are not there" if self.missing else "")
+        return said + (f"; {counted(self.missing, 'part')} not there" if self.missing else "")
 
 
 def recomputed(store: Store, rows: Any, model: Any, seed: Any) -> Verification:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pellucid.check import as_number, require_one_of, require_whole
 from pellucid.errors import InputError, UnknownNameError, shown
+from pellucid.html.listing import counted
 from pellucid.names.aliases import Names, selected
 from pellucid.schema import Axis, Schema
 
@@ -119,8 +120,9 @@ class CorpusPlan:
         )
         free = "" if self.free is None else f"; {self.free:,} bytes are free"
         return (
-            f"{self.rows:,} tokens of {self.texts:,} texts, {len(self.columns)} checkpoints in {self.dtype}: "
-            f"{self.nbytes:,} bytes in {self.parts:,} part{'s' * (self.parts != 1)}{packed}{took}{free}"
+            f"{counted(self.rows, 'token')} of {counted(self.texts, 'text')}, "
+            f"{counted(len(self.columns), 'checkpoint')} in {self.dtype}: "
+            f"{self.nbytes:,} bytes in {counted(self.parts, 'part')}{packed}{took}{free}"
         )
 
 
@@ -275,7 +277,7 @@ class Simulation:
 
     def __repr__(self) -> str:
         return (
-            f"{self.plan.parts:,} parts for {self.workers:,} worker{'s' * (self.workers != 1)}: "
+            f"{counted(self.plan.parts, 'part')} for {counted(self.workers, 'worker')}: "
             f"at most {self.rounds:,} each, "
             f"{lasting(self.seconds)}, {self.idle:.1%} idle; {self.bytes_per_worker:,} bytes each, "
             f"{self.bytes_per_second / 1e9:,.2f} GB/s together, {self.objects:,} objects"

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pellucid.check import as_number, path_of, require_whole
 from pellucid.errors import InputError, PellucidError
 from pellucid.family.json_config import Config
+from pellucid.html.listing import counted
 from pellucid.names.aliases import selected
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.interrupts import bar, told
@@ -134,7 +135,7 @@ def feed(
     names = selected(list(sink.captures), model.schema)
     done = sink.resume()
     count = len(texts) if isinstance(texts, Sized) else None
-    words = lambda: f"{by}: interrupted after {done.texts} texts; {sink.kept}"  # noqa: E731
+    words = lambda: f"{by}: interrupted after {counted(done.texts, 'text')}; {sink.kept}"  # noqa: E731
     with told(words), bar("texts", count, wanted=progress) as advance:
         batches = _batches(texts_after(texts, done), batch_size, done.texts)
         advance(done.texts)

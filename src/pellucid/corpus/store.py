@@ -23,6 +23,8 @@ from pellucid.corpus.place import METADATA, StorePlace, chunk_key, unfinished
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue
 from pellucid.errors import InputError, NotFoundError, UnknownNameError, nearest
 from pellucid.extras import need
+from pellucid.html.listing import counted
+from pellucid.names.calls import named_methods
 from pellucid.numerics.quickest import one_library
 
 ABOUT = "pellucid.corpus"
@@ -70,6 +72,7 @@ class _Asked:
         return self._place.asked(lambda: self._array[key])
 
 
+@named_methods
 class Store(Mapping[str, Any]):
     """What `capture` wrote: for each checkpoint an array with a row for each token.
 
@@ -120,7 +123,7 @@ class Store(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         there = len(self.parts)
-        left = "" if there == self.plan.parts else f"; {self.plan.parts - there:,} parts are not there yet"
+        left = "" if there == self.plan.parts else f"; {counted(self.plan.parts - there, 'part')} not there yet"
         return f"Store of {self.plan!r}{left}\n  " + "\n  ".join(
             f"{c.name}  [{self.plan.rows}, {', '.join(map(str, c.shape))}]  {self.plan.dtype}"
             for c in self.plan.columns

@@ -82,7 +82,7 @@ def capture(
         >>> import pellucid as pl
         >>> folder = tempfile.mkdtemp() + "/acts.zarr"
         >>> pl.corpus.capture(pl.load(), ["Once upon a time", "The end"], "blocks.3.resid_post", folder)
-        Store of 6 tokens of 2 texts, 1 checkpoints in float32: 6,144 bytes in 1 part
+        Store of 6 tokens of 2 texts, 1 checkpoint in float32: 6,144 bytes in 1 part
           blocks.3.resid_post  [6, 256]  float32
     """
     wish = Engine.of("corpus", engine, workers)

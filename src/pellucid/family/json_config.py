@@ -28,7 +28,7 @@ from pellucid.family.config import (
     wrong_type,
 )
 from pellucid.names.attributes import CONFIG, unknown_attribute
-from pellucid.names.calls import named_arguments
+from pellucid.names.calls import named_methods
 from pellucid.numerics import nonlinear
 from pellucid.schema import Schema
 from pellucid.weights import hub
@@ -65,6 +65,7 @@ class Fields:
         return next((variant for variant in self.variants if variant.has(name)), None)
 
 
+@named_methods
 class Config:
     """The facts that define one model, frozen, under the names that transformers' configuration uses.
 
@@ -236,7 +237,6 @@ class Config:
         return cls.from_dict({**own, **given}, ignore=ignore)
 
     @classmethod
-    @named_arguments()
     def from_pretrained(cls, name: str, *, ignore_config: Collection[str] = (), **overrides: Any) -> Self:
         """The configuration of a published model, with some fields replaced.
 

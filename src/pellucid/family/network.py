@@ -15,6 +15,7 @@ from pellucid.errors import InputError, ShapeError, UnknownAttributeError, Unkno
 from pellucid.family.json_config import Config
 from pellucid.family.part import MISREAD, LiveView, Part, Weights, require_vectors
 from pellucid.names import attributes
+from pellucid.names.calls import named_methods
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
 from pellucid.schema import Schema
 from pellucid.tap import Tap
@@ -153,6 +154,7 @@ class Unembedding(Part):
             raise
 
 
+@named_methods
 class Network(Part):
     """Ids [B, P] -> logits [B, P, V]; a family gives it its modules and the run through them."""
 

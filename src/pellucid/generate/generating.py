@@ -32,7 +32,7 @@ from pellucid.generate.request import (
 )
 from pellucid.generate.sampler import Sampler
 from pellucid.names.aliases import Names
-from pellucid.names.calls import named_arguments
+from pellucid.names.calls import named_arguments, named_methods
 from pellucid.run.edit import Edit
 from pellucid.run.taps import warn_of_dropout
 from pellucid.text import ids
@@ -41,6 +41,7 @@ from pellucid.text.borrowed import complete
 from pellucid.text.tokenizer import Tokenizer
 
 
+@named_methods
 class GeneratingTransformer(Network):
     """A model that goes on with texts; whoever inherits from it makes batches of them."""
 

@@ -10,6 +10,11 @@ from html import escape
 from typing import Any, cast
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things in words: "1 part", "1,200 batches"."""
+    return f"{count:,} {noun}{('es' if noun.endswith('ch') else 's') * (count != 1)}"
+
+
 @dataclass(frozen=True)
 class Listing:
     """A title, and rows of cells.

@@ -16,7 +16,6 @@ from pellucid.corpus.sink import Progress
 from pellucid.errors import InputError, shown
 from pellucid.family.network import Network
 from pellucid.lens.readout import Readout, divergence, readout
-from pellucid.names.calls import named_arguments
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
@@ -56,7 +55,6 @@ class TunedLens:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    @named_arguments()
     def fit(
         cls,
         model: CkptedTransformer,
@@ -147,7 +145,6 @@ class TunedLens:
         own_file.save(path, _ABOUT, _tensors_of(self), self.about)
 
     @classmethod
-    @named_arguments()
     def load(cls, path: str | Path) -> TunedLens:
         """Read a file that `save` or `fit` wrote.
 

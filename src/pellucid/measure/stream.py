@@ -11,6 +11,7 @@ from pellucid.check import require_whole
 from pellucid.corpus.ray_workers import Engine, Workers
 from pellucid.corpus.sink import Arrays, Batched, CapturingModel, Progress, Saving, Sink, StateFile, captured, feed
 from pellucid.errors import InputError, shown
+from pellucid.html.listing import counted
 from pellucid.measure.statistic import Statistic
 from pellucid.names.aliases import selected
 from pellucid.run.origin import execution_of, weights_fingerprint
@@ -69,7 +70,7 @@ class Streamed(Sequence[Any]):
 
     def __repr__(self) -> str:
         specs = "".join(f"\n  {s.spec}" for s in self.statistics)
-        return f"Streamed: {len(self)} statistics of {self.texts:,} texts{specs}"
+        return f"Streamed: {len(self)} statistic{'s' * (len(self) != 1)} of {counted(self.texts, 'text')}{specs}"
 
 
 def stream(

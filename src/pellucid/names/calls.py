@@ -17,6 +17,7 @@ from pellucid.errors import InputError, UnknownArgumentError, nearest, shown
 from pellucid.names.attributes import unknown_attribute
 
 Called = TypeVar("Called", bound=Callable[..., Any])
+Owner = TypeVar("Owner")
 
 _IDS_FIRST = "Pass ids first, model(ids, mask=...), or the whole mapping that the tokenizer returned, model(encoding)."
 
@@ -211,8 +212,12 @@ def refuse_unknown(verb: str, given: Iterable[str], known: Iterable[str], elsewh
                 remedy=elsewhere.get(name)
                 or nearest(name, known)
                 or _for_a_near_word(name, elsewhere)
-                or f"Its arguments are {', '.join(known)}.",
+                or _taken(known),
             )
+
+
+def _taken(known: Sequence[str]) -> str:
+    return f"It takes {', '.join(known) or 'no arguments'}."
 
 
 def _for_a_near_word(name: str, elsewhere: Mapping[str, str]) -> str:
@@ -255,7 +260,8 @@ def _refuse_no_model(verb: str, name: str, given: object) -> None:
 def named_arguments(elsewhere: Mapping[str, str] = ARGUMENTS) -> Callable[[Called], Called]:
     """Make a function, or a class when it is called, refuse a call that does not fit and say what to give.
 
-    Refused are arguments that it does not take, those that are missing, and what is no model where one is expected.
+    Refused are arguments that it does not take, those that are missing, and what is no model where one is expected. The
+    public methods of a class refuse them, too.
 
     Args:
         elsewhere: Words of other libraries -> what to do here.
@@ -264,18 +270,34 @@ def named_arguments(elsewhere: Mapping[str, str] = ARGUMENTS) -> Callable[[Calle
     def decorated(called: Called) -> Called:
         if isinstance(called, type):
             called.__init__ = _checked(called.__init__, called.__name__, elsewhere)
-            return cast(Called, called)
+            return cast(Called, named_methods(called))
         return cast(Called, _checked(called, called.__name__, elsewhere))
 
     return decorated
 
 
-def name_arguments(room: dict[str, Any]) -> None:
-    """Make the public functions of a package refuse calls that do not fit: `name_arguments(globals())`."""
-    for name, value in room.items():
-        if inspect.isfunction(value) and value.__module__.startswith(room["__name__"]) and not name.startswith("_"):
-            room[name] = named_arguments()(value)
+def named_methods(owner: type[Owner]) -> type[Owner]:
+    """Make the public methods of a class refuse calls that do not fit; those that do keep their words."""
+    for name, value in list(vars(owner).items()):
+        function = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+        if inspect.isfunction(function) and not name.startswith("_") and _CHECKED not in vars(function):
+            checked = _checked(function, name, ARGUMENTS)
+            setattr(owner, name, checked if function is value else type(value)(checked))
+    return owner
 
+
+def name_arguments(room: dict[str, Any]) -> None:
+    """Make a package's public functions and classes refuse calls that do not fit: `name_arguments(globals())`."""
+    for name, value in room.items():
+        is_own = str(getattr(value, "__module__", "")).startswith(room["__name__"])
+        if inspect.isfunction(value) and is_own and not name.startswith("_"):
+            room[name] = named_arguments()(value)
+        elif inspect.isclass(value) and is_own:
+            named_methods(value)
+
+
+_CHECKED = "refuses_calls_that_do_not_fit"
+"""The attribute of a function that was made so."""
 
 _MODELS = ("CkptedTransformer", "Network", "Reader")
 """Annotations of a first argument that takes a model of ours."""
@@ -310,10 +332,11 @@ def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, st
                 code="unknown-argument",
                 remedy=f"Give these by name: {', '.join(f'{name}=' for name in by_name)}."
                 if by_name
-                else f"It takes {', '.join(known)}.",
+                else _taken(known),
             )
         return function(*args, **kwargs)
 
+    vars(checked)[_CHECKED] = True
     return checked
 
 

@@ -13,6 +13,7 @@ import torch
 
 from pellucid.errors import InputError
 from pellucid.extras import need
+from pellucid.html.listing import counted
 from pellucid.metrics import Metric
 from pellucid.names.aliases import Names
 from pellucid.patching.measured_runs import Direction, Texts, kept_bytes, patches, require_room, results
@@ -122,8 +123,7 @@ class SweepCost:
         return self.nbytes
 
     def __repr__(self) -> str:
-        shared = "1 batch" if self.batches == 1 else f"{self.batches:,} batches"
-        return f"{self.runs:,} runs in {shared}, at most {self.nbytes:,} bytes"
+        return f"{counted(self.runs, 'run')} in {counted(self.batches, 'batch')}, at most {self.nbytes:,} bytes"
 
 
 def estimate_sweep(

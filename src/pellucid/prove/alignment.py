@@ -19,7 +19,7 @@ from pellucid import atomic
 from pellucid.check import as_number, as_whole, path_of
 from pellucid.errors import WeightsError, shown
 from pellucid.family.network import Network
-from pellucid.names.calls import named_arguments
+from pellucid.names.calls import named_methods
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.prove.units import HEAD, N_CTX, Group, GroupTransform, axes_known_of, units_of
 from pellucid.weights.manifests import read_json
@@ -46,6 +46,7 @@ class Match:
     copies: tuple[str, ...] = ()  # other names of the same memory
 
 
+@named_methods
 @dataclass(frozen=True, repr=False)
 class Alignment:
     """Every tensor of the other program, explained or not.
@@ -149,7 +150,6 @@ class Alignment:
         atomic.write_text(path, self.to_json())
 
     @classmethod
-    @named_arguments()
     def load(cls, path: str | Path) -> Alignment:
         """Read what `save` wrote.
 

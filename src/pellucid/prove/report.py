@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from pellucid.errors import MOST_PRINTED, printable
-from pellucid.html.listing import finite
+from pellucid.html.listing import counted, finite
 from pellucid.html.page import Page
+from pellucid.names.calls import named_methods
 from pellucid.prove.about import About, Distance, Reach, RunInputs
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.pages import MOVED, comparison_page
@@ -95,6 +96,7 @@ class Divergence:
         return f"{self.where}: {self.detail}" + (f"; cause, confirmed: {self.cause}" if self.cause else "")
 
 
+@named_methods
 @dataclass(frozen=True, repr=False)
 class ComparisonReport:
     """The outcome of `pellucid.compare` for two models.
@@ -194,7 +196,7 @@ class ComparisonReport:
         same = sum(row.bit_equal for row in self.checkpoints)
         return (
             f"{equal} of {len(self.parameters) + alone} parameters and {same} of {len(self.checkpoints)} checkpoints "
-            f"(logits included) are equal to the bit; {len(self.not_covered)} checkpoints not shown by both."
+            f"(logits included) are equal to the bit; {counted(len(self.not_covered), 'checkpoint')} not shown by both."
         )
 
     @property

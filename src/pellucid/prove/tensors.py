@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.errors import ShapeError
 from pellucid.family.json_config import Config
+from pellucid.names.calls import named_methods
 from pellucid.numerics.rounding import same_bits
 from pellucid.weights.layouts import buffers_among
 
@@ -18,6 +19,7 @@ ATOL, RTOL = 1e-4, 1e-3
 """What the share of close values means by close; everything else here is exact."""
 
 
+@named_methods
 @dataclass(frozen=True)
 class TensorComparison:
     """How two tensors of one shape differ.

@@ -15,10 +15,10 @@ from pellucid.check import require_whole
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
 from pellucid.family.network import Network
-from pellucid.html.listing import Listed, Listing
+from pellucid.html.listing import Listed, Listing, counted
 from pellucid.names import aliases
 from pellucid.names.attributes import CKPTS, unknown_attribute
-from pellucid.names.calls import PLACES, named_arguments
+from pellucid.names.calls import PLACES, named_arguments, named_methods
 from pellucid.run.origin import Captures, Known, Origin, load_captures, model_of
 from pellucid.run.region import Index, Region, take
 from pellucid.schema import HEADS, Axis, Schema
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pellucid.viewer.views import View
 
 
+@named_methods
 class ActivationCkpts(Listed, Mapping[str, Tensor]):
     """Captured values by checkpoint name, in execution order.
 
@@ -121,7 +122,7 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
 
     def _listing(self) -> Listing:
         rows = [(name, str(list(value.shape)), str(value.dtype)) for name, value in self._values.items()]
-        title = f"ActivationCkpts of {len(self)} checkpoints, {self.nbytes:,} bytes"
+        title = f"ActivationCkpts of {counted(len(self), 'checkpoint')}, {self.nbytes:,} bytes"
         return Listing(title, ("checkpoint", "shape", "dtype"), rows)
 
     @named_arguments(PLACES)
@@ -327,7 +328,6 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
         held.save(path)
 
     @classmethod
-    @named_arguments()
     def load(cls, path: str | Path) -> ActivationCkpts:
         """Read a file that `save` wrote.
 

@@ -15,6 +15,7 @@ from pellucid.family.network import Network
 from pellucid.fast.decoder import kernels_for
 from pellucid.generate.generation import stopping
 from pellucid.generate.request import require_some
+from pellucid.html.listing import counted
 from pellucid.names.aliases import Names, selected
 from pellucid.names.calls import named_arguments
 from pellucid.run.cache import KeyValueCache
@@ -37,7 +38,7 @@ class Estimate:
     by_name: dict[str, int]
 
     def __repr__(self) -> str:
-        return f"{self.nbytes:,} bytes in {len(self.by_name)} checkpoints"
+        return f"{self.nbytes:,} bytes in {counted(len(self.by_name), 'checkpoint')}"
 
     def __int__(self) -> int:
         return self.nbytes

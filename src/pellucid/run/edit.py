@@ -16,7 +16,7 @@ from torch import Tensor
 from pellucid.errors import EditError
 from pellucid.names.aliases import Names
 from pellucid.names.attributes import EDIT, unknown_attribute
-from pellucid.names.calls import named_arguments
+from pellucid.names.calls import named_methods
 from pellucid.run import changes
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.changes import Change, Site
@@ -31,6 +31,7 @@ class _Ways(type):
         raise unknown_attribute(f"type object {cls.__name__!r}", name, EDIT)
 
 
+@named_methods
 @dataclass(frozen=True, eq=False)
 class Edit(metaclass=_Ways):
     """A change at the checkpoints that a pattern of names selects; made by one of the class methods.
@@ -62,7 +63,6 @@ class Edit(metaclass=_Ways):
             object.__setattr__(self, "names", tuple(self.names))
 
     @classmethod
-    @named_arguments()
     def zero(
         cls, names: Names, *, pos: Index = None, heads: Index = None, neurons: Index = None, rows: Index = None
     ) -> Edit:
@@ -70,7 +70,6 @@ class Edit(metaclass=_Ways):
         return cls("zero", names, changes.zero, Region(pos, heads, neurons, rows))
 
     @classmethod
-    @named_arguments()
     def replace(
         cls, names: Names, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None,
         rows: Index = None,
@@ -79,7 +78,6 @@ class Edit(metaclass=_Ways):
         return cls("replace", names, partial(changes.fitting, value), Region(pos, heads, neurons, rows))
 
     @classmethod
-    @named_arguments()
     def add(
         cls, names: Names, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None,
         rows: Index = None,
@@ -88,7 +86,6 @@ class Edit(metaclass=_Ways):
         return cls("add", names, partial(changes.added, value), Region(pos, heads, neurons, rows))
 
     @classmethod
-    @named_arguments()
     def scale(
         cls, names: Names, factor: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None,
         rows: Index = None,
@@ -97,7 +94,6 @@ class Edit(metaclass=_Ways):
         return cls("scale", names, partial(changes.scaled, factor), Region(pos, heads, neurons, rows))
 
     @classmethod
-    @named_arguments()
     def mean_ablate(
         cls, names: Names, reference: ActivationCkpts | None = None, *, pos: Index = None, heads: Index = None,
         neurons: Index = None, rows: Index = None,
@@ -116,7 +112,6 @@ class Edit(metaclass=_Ways):
         return cls("mean_ablate", names, change, region, whole_text=reference is None, source=reference)
 
     @classmethod
-    @named_arguments()
     def patch(
         cls, names: Names, source: ActivationCkpts, *, pos: Index = None, heads: Index = None, neurons: Index = None,
         rows: Index = None,
@@ -135,7 +130,6 @@ class Edit(metaclass=_Ways):
         return cls("patch", names, partial(changes.patched, source, region), region, source=source)
 
     @classmethod
-    @named_arguments()
     def apply(
         cls, names: Names, function: Callable[[Tensor], Tensor], *, pos: Index = None, heads: Index = None,
         neurons: Index = None, rows: Index = None,

@@ -22,7 +22,7 @@ from pellucid.generate.stepper import chosen_logprobs
 from pellucid.names import aliases
 from pellucid.names.aliases import Names
 from pellucid.names.attributes import MODEL
-from pellucid.names.calls import OPENING, SAVING, named_arguments
+from pellucid.names.calls import OPENING, SAVING, named_arguments, named_methods
 from pellucid.numerics.freed_memory import LITTLE, keep_freed
 from pellucid.numerics.products import Execution
 from pellucid.run.activations import ActivationCkpts
@@ -38,6 +38,7 @@ from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import exchange, load
 
 
+@named_methods
 class CkptedTransformer(GeneratingTransformer):
     """A model, such as GPT-2, in which every intermediate value passes through a named checkpoint.
 
@@ -116,7 +117,6 @@ class CkptedTransformer(GeneratingTransformer):
         """
         exchange.save_pretrained(self, path_of(folder))
 
-    @named_arguments()
     def tokenize(self, inputs: Inputs, *, mask: Any = None, padding_side: str = "left") -> Batch:
         """Make a batch of a string, strings, a tensor of ids or ragged lists of ids.
 
@@ -134,7 +134,6 @@ class CkptedTransformer(GeneratingTransformer):
         batcher = Batcher(self.config, self.tokenizer, self.device, self._generation, other)
         return batcher(inputs, mask, padding_side)
 
-    @named_arguments()
     def forward(
         self,
         inputs: Inputs,
@@ -189,7 +188,6 @@ class CkptedTransformer(GeneratingTransformer):
         with continued(batch, cache, self.config) as (positions, padding):
             return self.transform(Run(batch.ids, positions, padding, cache, columns), tap)
 
-    @named_arguments()
     def run(
         self,
         inputs: Inputs,
@@ -231,7 +229,6 @@ class CkptedTransformer(GeneratingTransformer):
         edit_tap.check_fired()
         return logits
 
-    @named_arguments()
     def next_token_logits(self, inputs: Inputs, *, mask: Any = None, cache: KeyValueCache | None = None) -> Tensor:
         """Logits [B, V] of what follows each text: those of its last token, and no others.
 
@@ -246,7 +243,6 @@ class CkptedTransformer(GeneratingTransformer):
         warn_of_dropout(self, "next_token_logits")
         return self(self.tokenize(inputs, mask=mask), cache=cache, last_only=True)[:, 0]
 
-    @named_arguments()
     def logprobs(self, inputs: Inputs, *, mask: Any = None) -> Tensor:
         """[B, P-1]: log-probability in nats of each next token given those before it; nan where either is a pad."""
         return self._logprobs("logprobs", self.tokenize(inputs, mask=mask))
@@ -257,7 +253,6 @@ class CkptedTransformer(GeneratingTransformer):
         chosen = chosen_logprobs(self(batch)[:, :-1], batch.ids[:, 1:])
         return chosen.masked_fill(~(batch.mask[:, 1:] & batch.mask[:, :-1]), torch.nan)
 
-    @named_arguments()
     def loss(self, inputs: Inputs, *, mask: Any = None) -> Tensor:
         """Mean negative log-likelihood of the next tokens in nats, pads left out."""
         batch = self.tokenize(inputs, mask=mask)
@@ -272,7 +267,6 @@ class CkptedTransformer(GeneratingTransformer):
             )
         return -logprobs.mean()
 
-    @named_arguments()
     def run_with_ckpts(
         self,
         inputs: Inputs,

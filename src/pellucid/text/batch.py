@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pellucid.errors import InputError, visible
 from pellucid.family.json_config import Config
-from pellucid.html.listing import Listed, Listing
+from pellucid.html.listing import Listed, Listing, counted
 from pellucid.names.calls import named_arguments
 from pellucid.schema import POSITIONS, Axis, coordinate
 from pellucid.text.tokenizer import Tokenizer
@@ -78,11 +78,11 @@ class Batch(Listed):
 
     def _listing(self) -> Listing:
         try:
-            shown = self.strings[:MOST_SHOWN]
-            rows = [(f"{len(tokens)} token{'s' * (len(tokens) != 1)}", _joined(tokens)) for tokens in shown]
+            rows = [(counted(len(tokens), "token"), _joined(tokens)) for tokens in self.strings[:MOST_SHOWN]]
         except Exception:  # of ids that cannot be read, such as those on the meta device; nothing is raised here
             rows = []
-        return Listing(f"Batch of {len(self)} texts in {self.shape[1]} columns", ("length", "tokens"), rows)
+        title = f"Batch of {counted(len(self), 'text')} in {counted(self.shape[1], 'column')}"
+        return Listing(title, ("length", "tokens"), rows)
 
     def __len__(self) -> int:
         return self.ids.size(0)

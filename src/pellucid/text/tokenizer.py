@@ -75,7 +75,6 @@ class Tokenizer(metaclass=_Named):
         self._backend.no_truncation()
 
     @classmethod
-    @named_arguments()
     def from_folder(cls, folder: str | Path) -> Tokenizer | None:
         """Read `tokenizer.json`, else `vocab.json` and `merges.txt`, else nanoGPT's `meta.pkl`; None without any.
 
@@ -101,7 +100,6 @@ class Tokenizer(metaclass=_Named):
         return cls.from_characters(path) if is_there(path) else None
 
     @classmethod
-    @named_arguments()
     def from_characters(cls, path: str | Path) -> Tokenizer | None:
         """Read the `meta.pkl` of nanoGPT's character-level data; None for one without characters.
 
@@ -116,7 +114,6 @@ class Tokenizer(metaclass=_Named):
         return found
 
     @classmethod
-    @named_arguments()
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Read a `tokenizer.json` as it is, without what other files of its folder say.
 
@@ -140,7 +137,6 @@ class Tokenizer(metaclass=_Named):
         return cls(tokenizer_files.from_file(path))
 
     @classmethod
-    @named_arguments()
     def from_vocabulary(cls, vocab: str | Path, merges: str | Path) -> Tokenizer:
         """Read GPT-2's `vocab.json` and `merges.txt`."""
         found = cls(tokenizer_files.from_vocabulary(path_of(vocab), path_of(merges)))
@@ -290,7 +286,6 @@ class Tokenizer(metaclass=_Named):
         """
         return one_token(self, piece)
 
-    @named_arguments()
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into a folder, which is made; both or none.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pellucid import atomic
 from pellucid.check import path_of
 from pellucid.errors import InputError, shown
+from pellucid.html.listing import counted
 from pellucid.weights.manifests import reading, require_regular
 
 FORMAT = "pellucid-trace/1"
@@ -103,7 +104,7 @@ class Trace(Mapping[str, TraceBlock]):
 
     def __repr__(self) -> str:
         size = sum(block.data.nbytes for block in self.values())
-        return f"Trace of {shown(self.header.get('text'))}: {len(self)} blocks, {size:,} bytes"
+        return f"Trace of {shown(self.header.get('text'))}: {counted(len(self), 'block')}, {size:,} bytes"
 
     def to_bytes(self) -> bytes:
         """The trace as a file holds it: the container, deflated."""

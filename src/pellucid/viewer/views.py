@@ -24,9 +24,10 @@ from pellucid import atomic, plot
 from pellucid.errors import InputError, MissingExtraError, shown, visible
 from pellucid.extras import need
 from pellucid.family.network import Network
+from pellucid.html.listing import counted
 from pellucid.html.page import save_html
 from pellucid.metrics import Token
-from pellucid.names.calls import named_arguments
+from pellucid.names.calls import named_arguments, named_methods
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
@@ -172,6 +173,7 @@ _MOST_DRAWN = 64
 """Heads, and tokens, up to which the picture that stands for a view shows every pattern."""
 
 
+@named_methods
 class View:
     """A run to look at. As the last line of a notebook's cell it shows itself; `save` writes it as one HTML file.
 
@@ -198,7 +200,7 @@ class View:
         left_out = [one["what"] for one in header["left_out"]]
         gone = f", without {', '.join(left_out)}" if left_out else ""
         return (
-            f"View of {shown(header['text'])} in {header['model']['name']}: {len(header['tokens'])} tokens, "
+            f"View of {shown(header['text'])} in {header['model']['name']}: {counted(len(header['tokens']), 'token')}, "
             f"likely next {likely}{gone}. Save it with .save('page.html')."
         )
 
