@@ -253,7 +253,8 @@ def test_permuted_heads_are_equivalent_and_explained(small: pl.CkptedTransformer
 def test_transformers(headless: bool, attention: str) -> None:
     hf = support.reference(headless=headless, attention=attention, **SMALL)
     ours = pl.from_hf(hf)
-    for a, b in ((ours, hf), (hf, ours), (hf, copy.deepcopy(hf))):
+    parallel = [(ours, torch.nn.DataParallel(hf))] if headless else []
+    for a, b in (*parallel, (ours, hf), (hf, ours), (hf, copy.deepcopy(hf))):
         report = pl.compare(a, b, IDS)
         assert report.verdict == "identical", report
     assert report.coverage["attn.ckpt_q"] == (2, 2)

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pellucid.check import attribute
 from pellucid.family.families import FAMILIES
 from pellucid.numerics.products import is_batched
 from pellucid.prove.calling import TURNED, Call, calls, guesses, read_answer, working_call
@@ -25,6 +24,7 @@ from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, ModuleSite
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import without_pads
+from pellucid.weights.foreign import unwrapped
 
 Values = Mapping[str, Tensor]
 
@@ -230,8 +230,8 @@ class Unwatched:
 
 def is_headless(module: nn.Module) -> bool:
     """Whether a module is of a class of transformers' that gives hidden states, and leaves the head to its caller."""
-    bases, inner = {family.in_transformers.base for family in FAMILIES}, attribute(module, "_orig_mod", module)
-    return any(c.__name__ in bases and c.__module__.startswith("transformers.") for c in type(inner).__mro__)
+    bases, kinds = {family.in_transformers.base for family in FAMILIES}, type(unwrapped(module)).__mro__
+    return any(kind.__name__ in bases and kind.__module__.startswith("transformers.") for kind in kinds)
 
 
 class _EndedError(BaseException):

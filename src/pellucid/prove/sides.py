@@ -32,6 +32,7 @@ from pellucid.text.batch import Inputs
 from pellucid.text.batching import Batcher
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import hub
+from pellucid.weights.foreign import unwrapped
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import canonical_names
 from pellucid.weights.load import LoadOptions, parse_dtype, whole_config
@@ -155,11 +156,11 @@ def unknown(a: Side, b: Side) -> InputError:
 
 
 def _glass_of(module: nn.Module) -> CkptedTransformer | None:
-    inside = attribute(module, "_orig_mod", module)
+    inside = unwrapped(module)
     if not any(kind.__module__.startswith("transformers.") for kind in type(inside).__mro__):
         return None
     try:
-        return from_hf(module)  # pyright: ignore[reportArgumentType]
+        return from_hf(inside)
     except (WeightsError, ConfigError, MissingExtraError):  # it may still be recognised by what it computes
         return None
 

@@ -15,21 +15,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pellucid.errors import MOST_PRINTED, ConfigError, InputError, printable
-from pellucid.names.calls import named_arguments
+from pellucid.names.calls import named_arguments, named_methods
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
 from pellucid.ties.output_head import OptimizerFindings, compare_optimizer
 from pellucid.ties.predict import AfterReload, no_save, overwritten_by_tying, predict_hf, predict_ours
 from pellucid.ties.problems import Problem, find
 from pellucid.ties.stored import open_stored
-from pellucid.ties.subject import Declared, Subject, is_hf, live_subject, state_dict_subject, unwrapped
+from pellucid.ties.subject import Declared, Subject, is_hf, live_subject, state_dict_subject
 from pellucid.weights import hub
+from pellucid.weights.foreign import unwrapped
 from pellucid.weights.manifests import read_json
 
 SHOWN_GROUPS = 12
 """How many groups are shown; a result has all of them."""
 
 
+@named_methods
 @dataclass(frozen=True, repr=False)
 class TieAudit:
     """Everything about the ties of a model, a state dict or a weights file.

@@ -22,9 +22,9 @@ from pellucid.ties.subject import (
     is_hf,
     live_subject,
     plain_linear,
-    unwrapped,
     weight_names,
 )
+from pellucid.weights.foreign import unwrapped
 
 REBUILD = "rebuild it: optimizer = type(optimizer)(model.parameters(), ...)"
 

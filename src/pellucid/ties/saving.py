@@ -23,8 +23,9 @@ from pellucid.ties.audit import TieAudit, audit_ties
 from pellucid.ties.memory import Named, clusters
 from pellucid.ties.predict import equal, predict_ours
 from pellucid.ties.standins import quiet, temporary_folder
-from pellucid.ties.subject import is_hf, remember, unwrapped
+from pellucid.ties.subject import is_hf, remember
 from pellucid.weights import saves
+from pellucid.weights.foreign import unwrapped
 
 _GRAVE = ("save-raises", "reload-raises", "reload-replaced", "reload-dropped", "reload-random", "reload-dtype",
           "reload-overwritten", "reload-setting", "reload-rounded", "tie-not-in-config",

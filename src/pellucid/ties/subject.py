@@ -62,18 +62,6 @@ def is_hf(x: object) -> bool:
     return module is not None and isinstance(x, module.PreTrainedModel)
 
 
-def unwrapped(x: object) -> Any:
-    """The model inside DDP, DataParallel and torch.compile."""
-    while isinstance(x, nn.Module):
-        wrapped = x._modules.get("_orig_mod")
-        if wrapped is None and isinstance(x, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            wrapped = x.module
-        if wrapped is None:
-            break
-        x = wrapped
-    return x
-
-
 def plain_linear(module: nn.Module | None) -> nn.Linear | None:
     """The `Linear` that a module computes and nothing else, through any number of `Sequential`s around it."""
     while type(module) is nn.Sequential:

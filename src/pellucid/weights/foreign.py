@@ -38,6 +38,16 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return module
 
 
+def unwrapped(model: Any) -> Any:
+    """The module inside DataParallel, DistributedDataParallel and what `uncompiled` takes off."""
+    while isinstance(model, nn.Module):
+        model = uncompiled(model)
+        if not isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            break
+        model = model.module
+    return model
+
+
 def plain(name: str) -> str:
     """A parameter's name without what `torch.compile` and activation checkpointing put into it."""
     return re.sub(rf"({'|'.join(_AROUND.values())})\.", "", name)
