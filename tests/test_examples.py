@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from pellucid.exercises.starter_notebook import notebook
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(EXAMPLES))
-from notebooks import SCRIPTS, notebook  # noqa: E402
+from notebooks import SCRIPTS  # noqa: E402
 
 OTHERS = ("build_gpt2_from_scratch", "another_model")
 """The one runs in tests/exercises; the other needs weights that a package brings, and is tried if it is installed."""

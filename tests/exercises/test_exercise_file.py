@@ -167,6 +167,12 @@ def test_a_file_of_a_package_imports_its_neighbours(tmp_path: Path) -> None:
 
 def test_the_starter_notebook_is_open(tmp_path: Path) -> None:
     assert states(EXAMPLES / "build_gpt2_starter.ipynb") == dict.fromkeys(EXERCISES, "open")
+    nbformat = pytest.importorskip("nbformat")
+    path = tmp_path / "my_gpt2.ipynb"
+    assert starter(path) == path.read_text(encoding="utf-8")
+    made, kept = (nbformat.read(one, 4) for one in (path, EXAMPLES / "build_gpt2_starter.ipynb"))
+    nbformat.validate(made)
+    assert [(cell.cell_type, cell.source) for cell in made.cells] == [(c.cell_type, c.source) for c in kept.cells]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}', "x = 1"])

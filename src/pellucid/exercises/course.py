@@ -22,6 +22,7 @@ from pellucid import atomic
 from pellucid.check import path_of
 from pellucid.errors import InputError, shown
 from pellucid.exercises.result import misuse
+from pellucid.exercises.starter_notebook import notebook, notebook_text
 from pellucid.exercises.watch import Unfilled, marked
 from pellucid.family.json_config import Config
 from pellucid.gpt2 import parts as plain
@@ -67,13 +68,13 @@ STARTER = Path(__file__).parent / "starter.txt"
 def starter(path: str | Path | None = None) -> str:
     """The file to begin with: every class and function of the course with a blank in it, and its check below.
 
-    Cells are marked with `# %%`, so that an editor shows it as a notebook; `examples/build_gpt2_starter.ipynb` is one.
+    A name that ends with `.ipynb` makes it a notebook, any other a script, whose cells are marked with `# %%`.
 
     Args:
         path: Where to write it; None to write nothing.
 
     Returns:
-        Its text.
+        The text of the file.
 
     Raises:
         InputError: If there is a file already, which may hold answers.
@@ -92,6 +93,7 @@ def starter(path: str | Path | None = None) -> str:
                 code="file-exists",
                 remedy="Give another path.",
             )
+        text = notebook_text(notebook(text)) if target.suffix == ".ipynb" else text
         atomic.write_text(path, text)
     return text
 
