@@ -10,15 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import pellucid as pl
 import support
 from pellucid import exercises
+from pellucid.viewer import trace
 
 FOLDERS: dict[str, Callable[[Any, Any], object]] = {
     "save_pretrained": lambda made, path: made.model.save_pretrained(path),
     "Tokenizer.save": lambda made, path: made.model.tokenizer.save(path),
     "save_hf": lambda made, path: pl.save_hf(made.hf, path),
+    "SparseAutoencoder.save": lambda made, path: made.sae.save(path),
 }
 FILES: dict[str, Callable[[Any, Any], object]] = {
     "ActivationCkpts.save": lambda made, path: made.ckpts.save(path),
@@ -26,19 +29,32 @@ FILES: dict[str, Callable[[Any, Any], object]] = {
     "save_html": lambda made, path: pl.save_html(made.report, path),
     "KeyValueCache.save": lambda made, path: made.cache.save(path),
     "starter": lambda made, path: exercises.starter(path),
+    "TunedLens.save": lambda made, path: made.lens.save(path),
+    "save_view": lambda made, path: pl.save_view(made.trace, path),
 }
 VERBS = FOLDERS | FILES
+OTHERS: dict[str, Callable[[Any, Any], object]] = {
+    "capture": lambda made, path: pl.corpus.capture(made.model, support.ROW.tolist(), "resid_pre", path),
+    "stream": lambda made, path: pl.measure.stream(
+        made.model, support.ROW.tolist(), [pl.measure.Moments("resid_pre")], checkpoint=path
+    ),
+    "TunedLens.fit": lambda made, path: pl.lens.TunedLens.fit(made.model, support.ROW.tolist(), path=path),
+}
+"""Verbs that write while they work."""
 
 
 @pytest.fixture(scope="module")
 def made() -> Any:
-    model = support.glass(n_layer=1, n_embd=8, n_head=2)
+    model = support.glass(n_layer=2, n_embd=8, n_head=2)
     model.tokenizer = pl.load().tokenizer
     cache = pl.KeyValueCache(model.config)
+    weights = {"W_enc": torch.zeros(8, 4), "b_enc": torch.zeros(4), "W_dec": torch.ones(4, 8), "b_dec": torch.zeros(8)}
     model(support.ROW, cache=cache)
     return SimpleNamespace(
         model=model, hf=pl.to_hf(model), ckpts=model.run_with_ckpts(support.ROW)[1], cache=cache,
-        report=pl.compare(model, model, inputs=support.ROW),
+        report=pl.compare(model, model, inputs=support.ROW), trace=trace(pl.load(), "One"),
+        lens=pl.lens.TunedLens(torch.zeros(1, 8, 8), torch.zeros(1, 8), torch.zeros(1, 1)),
+        sae=pl.sae.SparseAutoencoder(pl.sae.SaeConfig("blocks.0.resid_post", "relu"), weights),
     )  # fmt: skip
 
 
@@ -73,10 +89,10 @@ def test_what_is_no_path_is_refused_and_nothing_is_written(verb: str, given: Any
     assert not os.listdir(here)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_tilde_is_the_users_own_folder(verb: str, made: Any, here: Path):
+@pytest.mark.parametrize("verb", [*VERBS, *OTHERS])
+def test_a_tilde_is_the_users_own_folder_and_folders_that_are_missing_are_made(verb: str, made: Any, here: Path):
     for number, kind in enumerate((str, Path)):
-        VERBS[verb](made, kind(f"~/deep/{number}"))
+        (VERBS | OTHERS)[verb](made, kind(f"~/deep/{number}"))
         assert (here.parent / "home" / "deep" / str(number)).exists()
     assert not os.listdir(here)
 

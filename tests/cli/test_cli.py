@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import io
@@ -20,7 +21,7 @@ from rich.console import Console
 import pellucid as pl
 from pellucid.cli import VERBS, main
 from pellucid.cli.shared import failures, screen
-from pellucid.cli.shared.options import Wish
+from pellucid.cli.shared.options import WRITTEN, Wish
 
 ERRORS = [
     error for name in pl.__all__ if isinstance(error := getattr(pl, name), type) and issubclass(error, pl.PellucidError)
@@ -53,6 +54,8 @@ def test_a_verb_is_a_declaration_and_an_answer_of_its_name(verb: str, cli: Any) 
     assert VERBS[verb] in " ".join(helped.stdout.split())
     assert "--json" in helped.stdout
     assert not re.search(r"<(bool|str|int|float|list)", helped.stdout), "names of Python's types tell a reader nothing"
+    files = r'"FILE[^"]*",\s*"(Write|Draw|The file to write)'
+    assert {one.name for one in dataclasses.fields(wish) if re.search(files, str(one.type))} <= set(WRITTEN)
 
 
 def test_version(cli: Any) -> None:
@@ -103,7 +106,10 @@ print('nothing')
         (["patch", "x", "y", "--direction", "back"], "expected denoise or noise"),
         (["patch", "x", "y", "--figure", "a.svg", "--over", "layer"], "1 axes, expected two to draw"),
         (["patch", "x", "y", "--top", "0"], "--top"),
-        (["demo", "x"], "unexpected extra argument"),
+        (["patch", "once", "upon", "a"], "(a). Put a text of several words in quotes."),
+        (["compare", "a", "b", "--text", "once", "upon"], "(upon). Put a text of several words in quotes."),
+        (["serve", "once"], "(once). Put a text of several words in quotes."),
+        (["demo", "x"], "unexpected extra argument(s) (x)."),
         (["run", "x", "--pos", "last"], "--pos"),
     ],
 )
@@ -250,6 +256,14 @@ def test_a_full_disk_is_an_error(
             main(["run", SENTENCE, "--names", "ckpt_embed", *option])
     assert end.value.code == 4
     assert "[stdout-not-writable]" in capsys.readouterr().err
+
+
+def test_a_folder_that_will_be_made_for_an_output_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    screen.require_writable({"--html": tmp_path / "page.html", "--csv": None})
+    assert capsys.readouterr().err == ""
+    screen.require_writable({"--html": tmp_path / "new" / "deep" / "page.html"})
+    assert "deep is not there, and will be made" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("verb", [["run", SENTENCE], ["generate", SENTENCE], ["doctor"], ["demo", "--json"]])

@@ -28,7 +28,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from pellucid._version import __version__
 from pellucid.cli.shared.failures import Exit, exit_code, show_failure, show_fault, show_warning
 from pellucid.cli.shared.screen import progress, require_surroundings, require_writable, show_json, tell, writing
-from pellucid.errors import PellucidError
+from pellucid.errors import PellucidError, printable
 from pellucid.run import interrupts
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ VERBS = {
 
 NARROW = 80
 """Columns below which a verb's help is a list, not a table."""
+
+TEXTS = ("TEXT", "CLEAN", "CORRUPTED")
+"""What arguments and options that are a text are called in the help."""
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -117,6 +120,16 @@ class Verb(TyperCommand):
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
         with _usage(args):
             return super().make_context(info_name, args, parent, **extra)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words, of which none may be left over; where a text may be given, quotes are what is missing."""
+        ctx.allow_extra_args = True
+        left = super().parse_args(ctx, args)
+        if left and not ctx.resilient_parsing:
+            takes_text = any(param.metavar in TEXTS for param in self.get_params(ctx))
+            quotes = ". Put a text of several words in quotes" if takes_text else ""
+            ctx.fail(f"Got unexpected extra argument(s) ({printable(' '.join(left))}){quotes}.")
+        return left
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         if shutil.get_terminal_size().columns < NARROW:

@@ -96,6 +96,13 @@ def require_writable(outputs: Mapping[str, Path | None]) -> None:
                 code="path-not-writable",
                 remedy="Name a file in a folder that you may write.",
             )
+        note_a_missing_folder(path)
+
+
+def note_a_missing_folder(path: Path) -> None:
+    """Say of what will be written which folder is made for it."""
+    if not path.absolute().parent.exists():
+        tell(Text(f"note: the folder {path.parent} is not there, and will be made"))
 
 
 def _problem(path: Path) -> str | None:

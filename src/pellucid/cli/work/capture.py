@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -11,7 +12,7 @@ from rich.text import Text
 
 import pellucid as pl
 from pellucid.cli.shared.failures import Exit
-from pellucid.cli.shared.screen import messages, progress, show, show_json
+from pellucid.cli.shared.screen import messages, note_a_missing_folder, progress, show, show_json
 from pellucid.cli.verbs import Capture
 from pellucid.corpus.identity import reopened
 
@@ -21,6 +22,8 @@ def capture(wish: Capture) -> None:
     if wish.verify:
         _verify(wish)
         return
+    if "://" not in wish.out:
+        note_a_missing_folder(Path(wish.out))
     model = wish.open()
     texts = lambda: pl.corpus.read(wish.data or [], field=wish.field, lines=wish.lines)  # noqa: E731
     about: dict[str, Any] = {

@@ -14,7 +14,7 @@ from rich.text import Text
 
 import pellucid as pl
 from pellucid.cli.shared.options import looks_like_a_file, parse_ids, read_text, text_of, tokens_of
-from pellucid.cli.shared.screen import progress, show
+from pellucid.cli.shared.screen import progress, show, tell
 from pellucid.cli.shared.tables import deliver, heading, number, panels, require_format, spark
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Norms
@@ -94,6 +94,9 @@ def norms(wish: Norms) -> None:
 
 def _read_texts(given: Iterable[str]) -> list[str]:
     """Each argument as a text: a file's, if something of this name is there, else its own."""
+    given = list(given)
+    if len(given) > 1 and not any(os.path.lexists(one) or len(one.split()) > 1 for one in given):
+        tell(Text(f"note: {len(given)} texts of one word; a text of several words stands in quotes"))
     return [_from_file(Path(one)) if os.path.lexists(one) else read_text(_no_name(one)) for one in given]
 
 
