@@ -147,6 +147,17 @@ def test_a_link_that_leads_nowhere_is_no_name_on_the_hub(tmp_path: Path) -> None
         pl.TransformerConfig.from_pretrained(str(tmp_path / "folder"))
 
 
+def test_an_adapter_beside_the_weights_is_said_not_to_be_applied(tmp_path: Path) -> None:
+    """transformers applies it if PEFT is installed, and passes over it if not."""
+    HF.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.warns(pl.PellucidWarning, match=r"adapter_config\.json.* not applied.*merge_and_unload"):
+        model = pl.load(tmp_path)
+    assert same_logits(model, HF)
+    assert "not applied" in model.provenance["adapter"]
+    assert "adapter" not in pl.load(tmp_path / "model.safetensors").provenance
+
+
 def test_names_of_merged_adapters(tmp_path: Path) -> None:
     """Merged, but not unloaded: PEFT's names stay. What lies beneath adapters is opened with a warning."""
     merged = {f"base_model.model.{name}": tensor for name, tensor in hf_dict(HF).items()}

@@ -530,17 +530,19 @@ def test_a_vocabulary_without_ids_says_so_in_our_words(vocabulary: str, tmp_path
     assert caught.value.code == "tokenizer-unreadable"
 
 
-def test_nanogpts_characters_are_a_tokenizer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "protocol"), [(int, 4), *((np.int64, protocol) for protocol in range(6))])
+def test_nanogpts_characters_are_a_tokenizer(number: Any, protocol: int, tmp_path: Path) -> None:
     import pickle
 
     from weights.checkpoints import save_nanogpt, small_hf
 
     characters = sorted(set("\n hello wörld,∂"))
-    meta = {"vocab_size": len(characters), "stoi": {c: i for i, c in enumerate(characters)},
+    meta = {"vocab_size": len(characters), "stoi": {c: number(i) for i, c in enumerate(characters)},
             "itos": dict(enumerate(characters))}  # fmt: skip
-    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
-    save_nanogpt(tmp_path / "ckpt.pt", small_hf(activation_function="gelu"))
-    tokenizer = pl.load(tmp_path).tokenizer
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta, protocol))
+    if number is int:
+        save_nanogpt(tmp_path / "ckpt.pt", small_hf(activation_function="gelu"))
+    tokenizer = pl.load(tmp_path).tokenizer if number is int else pl.Tokenizer.from_folder(tmp_path)
     assert tokenizer is not None
     text = "hello\n wörld,  ∂"
     assert tokenizer.encode(text) == [characters.index(c) for c in text]
@@ -560,7 +562,8 @@ class Touch:
         return (Path.touch, (self.mark,))
 
 
-@pytest.mark.parametrize("stoi", [{"ab": 0}, {"a": -1}, {"a": 0, "b": 0}, {"a": "0"}, [1], 3, {1: 1}, "run", "damaged"])
+@pytest.mark.parametrize("stoi", [{"ab": 0}, {"a": -1}, {"a": np.float32(0)}, {"a": np.array([0])},
+                                  {"a": 0, "b": 0}, {"a": "0"}, [1], 3, {1: 1}, "run", "damaged"])  # fmt: skip
 def test_a_meta_pkl_of_something_else_is_refused(stoi: Any, tmp_path: Path) -> None:
     import pickle
 

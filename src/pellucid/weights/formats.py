@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import ConfigError, NotFoundError, WeightsError, printable, shown
+from pellucid.errors import ConfigError, NotFoundError, WeightsError, printable, shown, warn
 from pellucid.family.layout import EMBED, HEAD
 from pellucid.weights import hub, saves
 from pellucid.weights.kinds import no_weights, only_weights, refuse_archive, unknown_format
 from pellucid.weights.layouts import IN_MEMORY, endings, find_weights
-from pellucid.weights.leftovers import listed
+from pellucid.weights.leftovers import ADAPTERS, listed
 from pellucid.weights.manifests import each_once, is_there, read_index, read_json, reading, require_regular, unreadable
 from pellucid.weights.pickles import read_pickle
 
@@ -77,6 +77,10 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
         )
     if found.saves and len(found.saves | saves.ids_in(config)) > 1:
         raise saves.mixed(shards_of(weights))
+    if is_folder and is_there(path / "adapter_config.json"):
+        said = "adapter_config.json beside the weights: the adapter is not applied"
+        warn(f"load: {path}: {said}. {ADAPTERS.remedy}")
+        found = replace(found, notes={**found.notes, "adapter": said})
     return found if found.config is not None else replace(found, config=config)
 
 

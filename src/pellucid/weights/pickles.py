@@ -89,7 +89,7 @@ def read_pickle(path: Path) -> object:
 
 
 def read_plain(path: Path) -> object:
-    """What a file of `pickle.dump` holds that consists of Python's own containers, texts and numbers."""
+    """What a file of `pickle.dump` holds: Python's containers, texts and numbers, and NumPy's numbers."""
     require_regular(path)
     try:
         with path.open("rb") as file:
@@ -112,7 +112,9 @@ def read_plain(path: Path) -> object:
 
 class _Plain(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not looked up")
+        if (named := f"{module}.{name}") not in _NUMBERS:
+            raise pickle.UnpicklingError(f"it names {named}, which is not looked up")
+        return _NUMBERS[named]
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError("it refers to something outside")
@@ -343,6 +345,10 @@ _NUMPY: list[Any] = [
     *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
 """Stand-ins for what pickles of NumPy's numbers and arrays name, such as a best loss beside the weights."""
+
+_NUMBERS: dict[str, Any] = {named: made for made, named in _NUMPY if made in (_Dtype, _scalar)}
+_NUMBERS["_codecs.encode"] = lambda text, _: text.encode("latin1")  # so do older protocols write bytes
+"""Those for numbers alone, by what they stand for."""
 
 _LOCK = threading.Lock()
 """PyTorch keeps its list of safe names for the whole process."""
