@@ -11,6 +11,7 @@ import torch
 import pellucid as pl
 import support
 from noticed import must_be_noticed
+from pellucid.generate import generation
 from pellucid.html import listing
 
 
@@ -32,17 +33,21 @@ class Cells(HTMLParser):
             self.found[-1] += data
 
 
+class Made(listing.Listed):
+    def _listing(self) -> listing.Listing:
+        return listing.Listing("made", ("text",), [("<script> & Lily",)])
+
+
 def shown_by(model: pl.CkptedTransformer) -> list[tuple[Any, list[str]]]:
     """Objects, and the cells that they should show."""
     text = "<script> & Lily"
     batch = model.tokenize([text, "Once"])
     _, ckpts = model.run_with_ckpts("Once", names="ckpt_embed")
-    out = model.generate(text, max_new_tokens=2)
     pieces = "|".join(batch.strings[0]).replace(" ", "·")
     return [
         (batch, ["length", "tokens", f"{len(batch.strings[0])} tokens", pieces, "1 token", "Once"]),
         (ckpts, ["checkpoint", "shape", "dtype", "ckpt_embed", "[1, 1, 256]", "torch.float32"]),
-        (out, ["text", "stopped", repr(out.text), "(length)"]),
+        (Made(), ["text", "<script> & Lily"]),
     ]
 
 
@@ -59,6 +64,35 @@ def test_what_is_printed_is_shown_as_a_table() -> None:
     model = pl.load()
     check(model)
     must_be_noticed((listing, "escape", str, check), model)
+
+
+def shows_probabilities(model: pl.CkptedTransformer) -> None:
+    out = model.generate(["<b> Lily & Tom", "Once"], max_new_tokens=3)
+    seen = Spans()
+    seen.feed(out._repr_html_())
+    for text in out.texts:
+        assert f"{text} (length)" in "".join(seen.found)
+    assert seen.titles == [f"{p:.1%}" for row in out.logprobs for p in row.exp().tolist()]
+    assert repr(out).splitlines()[1].endswith("  (length)")
+
+
+class Spans(Cells):
+    """All texts, and the titles of spans."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.titles: list[str] = []
+        self.found.append("")
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        assert tag in ("div", "p", "span")
+        self.titles += [dict(attrs)["title"]] if tag == "span" else []
+
+
+def test_a_generated_text_is_shown_with_the_probabilities_of_its_tokens() -> None:
+    model = pl.load()
+    shows_probabilities(model)
+    must_be_noticed((generation, "escape", str, shows_probabilities), model)
 
 
 @pytest.mark.parametrize("ids", [torch.zeros(2, 3, dtype=torch.long, device="meta"), support.some_ids(70, 90)])

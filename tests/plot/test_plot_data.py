@@ -591,8 +591,11 @@ def test_a_circuit_is_drawn_with_its_parts_and_edges() -> None:
     assert parts == {"embeddings", "logits", "MLP 0", "MLP 1", "0.0", "0.1", "1.0", "1.1", "2.0", "2.1"}
     place = {text.get_text(): text.get_position() for text in ax.texts if text.get_text()}
     assert place["embeddings"][1] < place["0.0"][1] < place["MLP 0"][1] < place["1.0"][1] < place["logits"][1]
-    arrows = [note for note in ax.texts if note.get_text() == ""]
-    assert len(arrows) == len(made)
+    notes = [note for note in ax.texts if note.get_text() == ""]
+    arrows, heads = notes[::2], notes[1::2]
+    assert len(arrows) == len(heads) == len(made)
+    assert {head.arrow_patch.get_linestyle() for head in heads} == {"solid"}
+    assert {arrow.arrow_patch.get_linestyle() for arrow in arrows} == {"-", "--", ":"}
     widths = {
         note.arrow_patch.get_linewidth(): abs(score) for note, score in zip(arrows, made.edges.values(), strict=True)
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Literal, cast
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from pellucid.check import as_python, as_whole
 from pellucid.errors import InputError, shown
-from pellucid.html.listing import Listed, Listing
+from pellucid.html.listing import Listed, Listing, counted
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 from pellucid.text.batch import without_pads
@@ -268,7 +270,23 @@ class Generation(Listed):
 
     def _listing(self) -> Listing:
         rows = [(repr(text), f"({row.stopped})") for text, row in zip(self.texts, self.rows, strict=True)]
-        return Listing(f"Generation of {len(self)} text{'s' * (len(self) != 1)}", ("text", "stopped"), rows)
+        return Listing(f"Generation of {counted(len(self), 'text')}", ("text", "stopped"), rows)
+
+    def _repr_html_(self) -> str:
+        said = "A new token is the darker the likelier it was to the model; the pointer shows its probability."
+        texts = "".join(f"<p style='white-space: pre-wrap'>{_shaded(row, self.tokenizer)}</p>" for row in self.rows)
+        return f"<div>Generation of {counted(len(self), 'text')}. {said}{texts}</div>"
+
+
+def _shaded(row: GeneratedRow, tokenizer: Tokenizer | None) -> str:
+    """A generated text as HTML, its new tokens shaded by their probabilities."""
+    pieces = TextStream(tokenizer, row.prompt.tolist())
+    found = escape(_decoded(tokenizer, row.prompt.tolist())) + " " * (tokenizer is None)
+    for token, logprob in zip(row.new.tolist(), row.logprobs.tolist(), strict=True):
+        p = math.exp(logprob)
+        style = f"background: rgba(0, 114, 178, {p / 2:.2f})"
+        found += f"<span title='{p:.1%}' style='{style}'>{escape(pieces.push(token))}</span>"
+    return f"{found}{escape(pieces.finish())} ({row.stopped})"
 
 
 def _decoded(tokenizer: Tokenizer | None, ids: Sequence[int]) -> str:

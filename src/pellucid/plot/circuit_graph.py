@@ -133,14 +133,18 @@ def _draw_edges(axes: Axes, look: Theme, circuit: Circuit, places: dict[str, Poi
         letter = found[2] or "" if (found := _PART.fullmatch(receiver)) else ""
         begin, end = places[sender], places[_node_of(receiver)]
         angle = math.atan2(step[1] * (end[1] - begin[1]), step[0] * (end[0] - begin[0]))
+        thick = 0.6 + 2.2 * abs(score) / most
+        long, wide = 3.0 + thick, 1.5 + 0.55 * thick  # of the head, in points
+        before, behind = _half(_label(sender), angle), _half(_label(_node_of(receiver)), angle)
         arrow = {
-            "arrowstyle": "-|>,head_width=0.15,head_length=0.3", "color": _colour(look, score),
-            "linewidth": 0.6 + 2.2 * abs(score) / most, "linestyle": STYLES[letter],
-            "shrinkA": _half(_label(sender), angle), "shrinkB": _half(_label(_node_of(receiver)), angle),
-            "connectionstyle": f"arc3,rad={0.12 if number % 2 else -0.12}", "mutation_scale": 10,
+            "color": _colour(look, score), "connectionstyle": f"arc3,rad={0.12 if number % 2 else -0.12}",
+            "shrinkA": before, "mutation_scale": 1,
         }  # fmt: skip
-        drawn = axes.annotate("", end, begin, arrowprops=arrow, zorder=2)
-        drawn.set_in_layout(False)  # a layout would take it to be where it was drawn last
+        line = {"arrowstyle": "-", "linewidth": thick, "linestyle": STYLES[letter], "shrinkB": behind + 0.7 * long}
+        head = {"arrowstyle": f"-|>,head_length={long},head_width={wide}", "linewidth": 0.0, "shrinkB": behind}
+        for part in (line, head):  # of a dashed arrow the outline of the head would be dashed, too
+            drawn = axes.annotate("", end, begin, arrowprops=arrow | part, zorder=2)
+            drawn.set_in_layout(False)  # a layout would take it to be where it was drawn last
 
 
 def _half(label: str, angle: float) -> float:
