@@ -62,7 +62,7 @@ class ActivationCache:
         short, layer, *rest = place if len(place) > 1 else (*place, None, None)[:2]
         if isinstance(layer, int) and layer < 0:
             layer += self.model.cfg.n_layers
-        name = get_act_name(short, layer, *rest)
+        name = get_act_name(short, layer, *rest)  # pyright: ignore[reportArgumentType] (it refuses None)
         if name not in self.cache_dict:
             raise UnknownNameError(
                 f"cache: {name!r} was not kept.",
