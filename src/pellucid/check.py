@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pellucid.errors import InputError, PellucidError, WeightsError, nearest, shown
 
@@ -100,8 +100,12 @@ def as_python(value: Any) -> Any:
     number = as_number(value)
     if number is not None:
         return number
-    one = isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
-    return value if one else tuple(map(as_python, value))
+    return tuple(map(as_python, value)) if is_several(value) else value
+
+
+def is_several(value: Any) -> TypeGuard[Iterable[Any]]:
+    """Whether a value holds several: no text, and no array or tensor without axes."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) != 0
 
 
 def require_whole(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from whole_runs import METRIC, model, two
 
@@ -182,6 +183,7 @@ def test_one_choice_may_stand_alone(here: Here) -> None:
     found = _across(here, **one)
     assert found.shape == (1, 1, 1, 1, 1, len(CLEAN))
     np.testing.assert_array_equal(found, _across(here, **{name: [choice] for name, choice in one.items()}))
+    np.testing.assert_array_equal(found, _across(here, **{**one, "positions": torch.tensor(-1)}))
 
 
 def test_what_is_missing_is_no_part() -> None:

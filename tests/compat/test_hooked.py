@@ -431,6 +431,11 @@ REMEDIES: dict[str, list[Case]] = {
     "unknown-hook-point": [
         Case(lambda at: _hook(at, "hook_embd"), "'hook_embed'", lambda at: _hook(at, "hook_embed")),
         Case(lambda at: _cached(at)[0, "pattern"], "('pattern', 0)", lambda at: _cached(at)["pattern", 0]),
+        Case(
+            lambda at: _cached(at, names_filter=["hook_embd"]),
+            "'hook_embed'",
+            lambda at: _cached(at, names_filter=["hook_embed"]),
+        ),
     ],
     "hook-direction": [
         Case(lambda at: _hook(at, dir="forward"), "dir='fwd'", lambda at: _hook(at, dir="fwd")),
@@ -543,6 +548,12 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "ids-kind": [
         Case(lambda at: at.to_string([0.5]), "whole numbers", lambda at: at.to_string([5])),
+        Case(lambda at: at(None), "whole numbers", lambda at: at([5])),
+        Case(
+            lambda at: at.tokens_to_residual_directions(10**6),
+            "whole numbers",
+            lambda at: at.tokens_to_residual_directions(10),
+        ),
     ],
     "several-rows": [
         Case(
@@ -572,6 +583,7 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "sampling-range": [
         Case(lambda at: at.generate("a", 1, top_p=0.0), "top_p above 0", lambda at: at.generate("a", 1, top_p=0.5)),
+        Case(lambda at: at.generate("a", 1, top_k="x"), "top_k 1 or more", lambda at: at.generate("a", 1, top_k=1)),
     ],
     "patch-indices": [
         Case(
@@ -633,6 +645,7 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "slice-kind": [
         Case(lambda at: _cached(at, pos_slice="last"), "-1", lambda at: _cached(at, pos_slice=-1)),
+        Case(lambda at: _cached(at, pos_slice=9), "entries that exist", lambda at: _cached(at, pos_slice=-1)),
         Case(lambda at: utils.Slice(()), "(1, 4) for a range", lambda at: utils.Slice((1, 4))),
     ],
     "slice-without-length": [

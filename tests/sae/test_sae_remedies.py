@@ -183,6 +183,16 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: RELU.decode(RELU.encode(X)[..., :-1]), "with zeros where", lambda h: RELU.decode(RELU.encode(X))
         ),
         Case(lambda h: RELU.encode(X.numpy()), "values of its checkpoint", lambda h: RELU.encode(X)),
+        Case(
+            lambda h: RELU.decode(None),
+            "with zeros where",
+            lambda h: RELU.decode(RELU.encode(X)),  # type: ignore[arg-type]
+        ),
+        Case(
+            lambda h: RELU.prove_fold(RELU.fold_decoder_norm(), None),  # type: ignore[arg-type]
+            "values of its checkpoint",
+            lambda h: RELU.prove_fold(RELU.fold_decoder_norm(), torch.zeros_like(X)),
+        ),
         Case(lambda h: RELU.encode(X[:, 1:]), "values of its checkpoint", lambda h: RELU.encode(X)),
         Case(lambda h: RELU.encode(torch.tensor(1.0)), "values of its checkpoint", lambda h: RELU.encode(X)),
         Case(
@@ -212,10 +222,15 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "sae-fold-differs": [
         Case(
+            lambda h: RELU.prove_fold(None, X),  # type: ignore[arg-type]
+            "sae.fold_decoder_norm()",
+            lambda h: RELU.prove_fold(RELU.fold_decoder_norm(), X),
+        ),
+        Case(
             lambda h: RELU.prove_fold(_changed(RELU), X),
             "sae.fold_decoder_norm()",
             lambda h: RELU.prove_fold(RELU.fold_decoder_norm(), X),
-        )
+        ),
     ],
     "sae-not-in-the-stream": [
         Case(
@@ -230,6 +245,11 @@ REMEDIES: dict[str, list[Case]] = {
         ),
     ],
     "sae-and-model": [
+        Case(
+            lambda h: pl.sae.direct(None, _ckpts(h), 5),  # type: ignore[arg-type]
+            "Give the SparseAutoencoder first",
+            lambda h: pl.sae.direct(RELU, _ckpts(h), 5),
+        ),
         Case(lambda h: _load(h, model="gpt2"), "pl.load returned", lambda h: _load(h, model=h.model)),
         Case(
             lambda h: pl.sae.evaluate(h.model, RELU, IDS),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.check import require_one_of
+from pellucid.check import is_several, require_one_of
 from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, Circuit, Graph, kind_of
 from pellucid.errors import InputError, shown
 from pellucid.family.network import Run
@@ -64,11 +64,11 @@ class Choices:
     @classmethod
     def of(cls, granularity: Any, components: Any, value: Any, pos: Index, direction: Any) -> Choices:
         """Read what was given."""
-        given = components if isinstance(components, Iterable) and not isinstance(components, str) else (components,)
+        require_one_of("circuits: granularity", granularity, ("nodes", "edges"), code="circuit-choices")
+        given = components if is_several(components) else (components,)
         every = KINDS if granularity == "edges" else KINDS[1:]
         kinds = every if components is None else tuple(given) or (None,)
         wanted = [
-            ("granularity", granularity, ("nodes", "edges")),
             *(("components", kind, KINDS) for kind in kinds),
             ("value", value, ("resample", "mean", "zero")),
             ("direction", direction, ("noise", "denoise")),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pellucid.check import as_number, as_whole, require_whole
+from pellucid.check import as_number, as_whole, is_several, require_whole
 from pellucid.circuits.scored_parts import EMBEDDINGS, Edge, arrays_of, scored_edges, scored_nodes
 from pellucid.errors import InputError, UnknownNameError, nearest, shown
 from pellucid.patching.paths import MLP_OUT, PART
@@ -272,7 +272,7 @@ def _nodes(given: Any) -> dict[str, float]:
 def _node(given: Any) -> str:
     if isinstance(given, str) and (given == EMBEDDINGS or ((found := PART.fullmatch(given)) and not found["letter"])):
         return given
-    numbers = [as_whole(i) for i in given] if isinstance(given, Iterable) else []
+    numbers = [as_whole(i) for i in given] if is_several(given) else []
     if len(numbers) != 2 or any(i is None or i < 0 for i in numbers):
         raise InputError(
             f"circuit: node {shown(given)}, expected a name or (layer, head).",
@@ -304,7 +304,7 @@ def _is_part(name: str) -> bool:
 
 
 def _several(given: Any, what: str) -> list[Any]:
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    if not is_several(given):
         raise InputError(
             f"circuit: {what}={shown(given)}, expected several of them.",
             code="circuit-kind",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pellucid.check import as_number
+from pellucid.check import as_number, is_several
 from pellucid.circuits.ablations import Ablations, Choices
 from pellucid.circuits.circuit import Circuit, Graph
 from pellucid.errors import InputError, shown, warn
@@ -97,9 +97,7 @@ def across(
     """
     circuit = Circuit.checked(circuit, Graph(model.schema))
     given: tuple[Any, ...] = (granularities, components, values, positions, directions)
-    axes: list[list[Any]] = [
-        list(each) if isinstance(each, Iterable) and not isinstance(each, str) else [each] for each in given
-    ]
+    axes: list[list[Any]] = [list(each) if is_several(each) else [each] for each in given]
     shape = tuple(map(len, axes))
     if not all(shape):
         raise InputError(
@@ -176,7 +174,7 @@ def curve(
     """
     given = scores if isinstance(scores, Circuit) else Circuit.of_scores(scores)
     circuit = Circuit.checked(given, Graph(model.schema))
-    wanted = [as_number(share) for share in (shares if isinstance(shares, Iterable) else [shares])]
+    wanted = [as_number(share) for share in (shares if is_several(shares) else [shares])]
     if not wanted or any(share is None or not 0 < share <= 1 for share in wanted) or wanted != sorted(set(wanted)):  # pyright: ignore[reportArgumentType]
         raise InputError(
             f"circuits.curve: shares={shown(shares)}, expected numbers above 0 and up to 1, each larger than the last.",

@@ -10,7 +10,7 @@ import numpy as np
 from pellucid.check import as_number, as_python
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
-from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, Result, Source, Sums, array_of, grouped
+from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, Result, Source, Sums, array_of, axes_in, grouped
 from pellucid.measure.labelled import Array
 from pellucid.names import aliases
 from pellucid.schema import NEURONS
@@ -181,7 +181,8 @@ def _histogram(row: Array, bins: int | str) -> tuple[Array, Array]:
         return np.full(1, np.nan), np.full(2, np.nan)
     low, high = np.quantile(row, [0.25, 0.75])
     width = 2 * (high - low) * len(row) ** (-1 / 3)
-    if bins == "fd" and width > 0 and np.ptp(row) / width > MOST_BINS:  # numpy would try to make them
+    freedman = isinstance(bins, str) and bins == "fd"
+    if freedman and width > 0 and np.ptp(row) / width > MOST_BINS:  # numpy would try to make them
         raise InputError(
             f"distribution: the rule of Freedman and Diaconis asks for {np.ptp(row) / width:,.0f} bins, because "
             f"values lie as far as {np.abs(row).max():.4g} from a middle half {high - low:.2g} wide.",
@@ -190,13 +191,15 @@ def _histogram(row: Array, bins: int | str) -> tuple[Array, Array]:
         )
     try:
         counts, edges = np.histogram(row, bins=bins)
+        if not len(counts):
+            raise ValueError("no bin")
     except (ValueError, TypeError, MemoryError) as error:
         raise InputError(
             f"distribution: bins={shown(bins)}: {error}",
             code="bins",
             remedy="Give how many, or a rule of numpy.histogram_bin_edges, such as 'fd'.",
         ) from error
-    return counts.astype(float), edges
+    return counts.astype(float), edges.astype(float)
 
 
 def _bandwidth(row: Array, rule: float | str) -> Array:
@@ -269,7 +272,8 @@ def outliers(
         )
     array = array_of(source, name, "outliers")
     neurons = [str(axis) for axis in NEURONS if axis in array.dims]
-    summed = [axis for axis in TEXTS_AND_POSITIONS if axis in array.dims] if over is None else over
+    dims = tuple(map(str, array.dims))
+    summed = [axis for axis in TEXTS_AND_POSITIONS if axis in dims] if over is None else axes_in(over, dims, "outliers")
     if not neurons or neurons[0] in summed:
         raise InputError(
             f"outliers: the axes are ({', '.join(map(str, array.dims))}), expected dimensions to compare: "

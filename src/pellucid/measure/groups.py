@@ -10,12 +10,13 @@ times |x| from any x in it. Merging adds counts, so it is exact, in any order.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pellucid.check import is_several
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Array, first_place, positions_of, require_entries, values
@@ -128,9 +129,8 @@ def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
 
 def axes_in(over: Collection[str], dims: Collection[str], what: str) -> tuple[str, ...]:
     """Return the axes named; raise `InputError` if one is not there."""
-    names = [str(axis) for axis in over] if isinstance(over, Iterable) and not isinstance(over, str) else [str(over)]
-    absent = [axis for axis in names if axis not in dims]
-    if absent:
+    names = [str(axis) for axis in over] if is_several(over) else [str(over)]
+    if absent := [axis for axis in names if axis not in dims]:
         raise InputError(
             f"{what}: over={absent[0]!r}, but the axes are ({', '.join(dims)}).",
             code="no-such-axis",

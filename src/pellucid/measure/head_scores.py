@@ -159,10 +159,10 @@ class Keys:
     """Which key is what to which query of a run, [B, Pq, Pk] each, whatever the pads and the kept positions."""
 
     def __init__(self, ckpts: ActivationCkpts) -> None:
+        self.position = find(ckpts, PATTERN).position  # that of each query in its text, [B, Pq]; -1 for pads
         batch, columns = ckpts.batch, ckpts.columns
         mask, positions = batch.mask.cpu(), batch.positions.cpu()
         ids = batch.ids.cpu()
-        self.position = find(ckpts, PATTERN).position  # that of each query in its text, [B, Pq]; -1 for pads
         keys = positions.masked_fill(~mask, positions.size(1))
         # how many tokens a key lies before its query; negative for keys that the query does not see, and pads
         self.back = self.position[:, :, None] - keys[:, None, :]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.check import as_whole
+from pellucid.check import as_whole, is_several
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.names import aliases
 from pellucid.patching.roles import Columns, Put, Roles, of_unequal_length
@@ -69,9 +69,9 @@ class Cells:
         part: Region = EVERYTHING, roles: Roles | None = None,
     ) -> None:  # fmt: skip
         self._schema, self._base, self._source, self.part = schema, base, source, part
-        several = isinstance(names, Iterable) and not isinstance(names, str) and not _is_one(names)
+        several = is_several(names) and not _is_one(names)
         given: list[Any] = (list(names) if several else []) or [names]
-        self.over = _require_over(over)
+        self.over = require_over(over)
         self.kinds = {_label(name, schema): self._by_layer(name) for name in given}
         self._roles = roles
         if roles is not None and part.pos is not None:
@@ -217,8 +217,9 @@ def _is_one(names: Iterable[Any]) -> bool:
     return isinstance(names, tuple) and not all(isinstance(part, (str, tuple)) for part in names)
 
 
-def _require_over(over: Any) -> tuple[str, ...]:
-    given = (over,) if isinstance(over, str) or not isinstance(over, Iterable) else tuple(over)
+def require_over(over: Any) -> tuple[str, ...]:
+    """Read the axes that are gone over."""
+    given = tuple(over) if is_several(over) else (over,)
     if any(axis not in OVER for axis in given) or len(set(given)) < len(given):
         raise InputError(
             f"over={shown(over)}, expected some of {', '.join(OVER)}, each once.",
@@ -232,7 +233,7 @@ def _is_from_the_end(pos: Index) -> bool:
     """Whether positions were given, each counted from the end."""
     if (one := as_whole(pos)) is not None:
         return one < 0
-    several = list(pos) if isinstance(pos, Iterable) else []
+    several = list(pos) if is_several(pos) else []
     return bool(several) and all((number := as_whole(i)) is not None and number < 0 for i in several)
 
 

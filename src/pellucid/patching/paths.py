@@ -13,7 +13,7 @@ from pellucid.check import as_whole, require_one_of
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric
 from pellucid.names import aliases
-from pellucid.patching.cells import Cells, SweepCell
+from pellucid.patching.cells import Cells, SweepCell, require_over
 from pellucid.patching.measured_runs import Direction, PlainRuns, Texts, results
 from pellucid.patching.reruns import Rerun, block_of
 from pellucid.patching.roles import Put, Roles
@@ -99,7 +99,7 @@ def path(
     trials = [(cells[0], paths.first(put for cell in cells for put in cell.puts(runs.source))) for cells in going]
     found = results(runs.base, ends.sent[0], trials, paths.measured, progress=progress)
     about = {"senders": shown(senders), "receivers": shown(receivers), "through": through, "direction": direction}
-    if over:
+    if ends.over:
         about["checkpoint"] = ", ".join(ends.sent[0].kinds)
     title = f"paths {ends.title}, {pair.taken} into {pair.into}"
     return found.labelled("path", {**about, **runs.about, "title": title}, per_text=per_text)
@@ -126,8 +126,9 @@ class PathEnds:
     @classmethod
     def of(cls, schema: Schema, pair: Texts, senders: Any, receivers: Any, over: Sequence[str]) -> PathEnds:
         """Read what was given."""
+        over = require_over(over)
         spoken = _several(senders, "senders")
-        heard = [] if receivers == "logits" else _several(receivers, "receivers")
+        heard = [] if isinstance(receivers, str) and receivers == "logits" else _several(receivers, "receivers")
         sent = [_cells(place, schema, pair, over) for place in spoken]
         if over and len(sent) > 1:
             raise InputError(

@@ -157,9 +157,9 @@ class SparseAutoencoder(nn.Module):
                 code="sae-decode-input",
                 remedy="Give the values that were encoded: sae.decode(features, x).",
             )
-        if features.size(-1) != self.n_features:
+        if not isinstance(features, Tensor) or not features.dim() or features.size(-1) != self.n_features:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ShapeError(
-                f"decode: features {list(features.shape)}, expected [..., {self.n_features}].",
+                f"decode: features {_shape_of(features)}, expected [..., {self.n_features}].",
                 code="sae-width",
                 remedy="Give all features, as sae.encode(x) returns them, with zeros where there is nothing.",
             )
@@ -224,10 +224,9 @@ class SparseAutoencoder(nn.Module):
         return Frame(value, mean, scale)
 
     def _other_width(self, x: Tensor) -> ShapeError:
-        given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
         axes = "[..., H, K] with H times K" if self.config.has_heads else "[..., D] with D"
         return ShapeError(
-            f"autoencoder of {self.config.at!r}: values {given}, expected {axes} = {self.d_in}.",
+            f"autoencoder of {self.config.at!r}: values {_shape_of(x)}, expected {axes} = {self.d_in}.",
             code="sae-width",
             remedy="Give the model that the autoencoder was trained on, and values of its checkpoint; "
             "pl.sae.load(path, at=...) names another checkpoint.",
@@ -342,3 +341,7 @@ class SparseAutoencoder(nn.Module):
             WeightsError: If they cannot be written, or are not finite.
         """
         saelens.save(self.config, {name: p.detach().cpu() for name, p in self.named_parameters()}, folder)
+
+
+def _shape_of(given: object) -> str:
+    return str(list(given.shape)) if isinstance(given, Tensor) else type(given).__name__

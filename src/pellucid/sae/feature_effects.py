@@ -41,7 +41,7 @@ from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, entries
 from pellucid.run.taps import warn_of_dropout
 from pellucid.sae.autoencoder import SparseAutoencoder
-from pellucid.sae.sae_files import require_fitting
+from pellucid.sae.sae_files import require_autoencoder, require_fitting
 from pellucid.sae.splice import captured, heads_of, own_part
 from pellucid.schema import STREAM, Axis
 from pellucid.text.batch import Inputs
@@ -99,6 +99,7 @@ def direct(
         True
     """
     by = "sae.direct"
+    require_autoencoder(sae, by)
     maker, place = opened(ckpts, model, at, by)
     name = sae.place(maker.schema)
     require_captured(ckpts, [place.stream, name], by)

@@ -11,7 +11,7 @@ import torch
 from pellucid.check import require_whole
 from pellucid.corpus.sink import Sink, feed
 from pellucid.errors import InputError
-from pellucid.metrics import Metric, loss, measured, units_of
+from pellucid.metrics import Metric, loss, measured, positions_of, units_of
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
@@ -110,7 +110,9 @@ def evaluate(
     require_fitting(sae, model)
     require_whole("sae.evaluate: batch_size", batch_size, at_least=1)
     skip = require_whole("sae.evaluate: skip", skip)
-    sums = _Sums(sae, model, loss() if metric is None else metric, skip)
+    metric = loss() if metric is None else metric
+    positions_of(metric)  # refuses what is no metric
+    sums = _Sums(sae, model, metric, skip)
     read = feed(model, texts, sums, batch_size=batch_size, progress=progress, by="sae.evaluate")
     if not sums.tokens:
         raise InputError(

@@ -62,8 +62,8 @@ class SaeConfig:
 
     def __post_init__(self) -> None:
         for name, kinds in (("activation", Activation), ("normalization", Normalization)):
-            if getattr(self, name) not in get_args(kinds):
-                raise _impossible(f"{name}={shown(getattr(self, name))}, expected {' or '.join(get_args(kinds))}")
+            if not isinstance(given := getattr(self, name), str) or given not in get_args(kinds):
+                raise _impossible(f"{name}={shown(given)}, expected {' or '.join(get_args(kinds))}")
         for name in ("centred", "subtract_b_dec", "rescaled"):
             if not isinstance(getattr(self, name), bool):
                 raise _impossible(f"{name}={shown(getattr(self, name))}, expected True or False")
@@ -159,9 +159,12 @@ def folded(sae: SparseAutoencoder) -> SparseAutoencoder:
 
 def proved(sae: SparseAutoencoder, copy: SparseAutoencoder, x: Tensor) -> float:
     """`SparseAutoencoder.prove_fold`."""
-    again, own, x = folded(sae), sae.double_copy(), x.detach().cpu().double()
-    weights = {name: p.detach().cpu() for name, p in copy.named_parameters()}
-    changed = [name for name, p in again.named_parameters() if not torch.equal(weights[name], p.to(weights[name]))]
+    again, own = folded(sae), sae.double_copy()
+    weights = {name: p.detach().cpu() for name, p in copy.named_parameters()} if isinstance(copy, type(sae)) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
+    changed = [name for name, p in again.named_parameters()
+               if name not in weights or not torch.equal(weights[name], p.to(weights[name]))]  # fmt: skip
+    sae.frame(x)  # refuses what are no values
+    x = x.detach().cpu().double()
     with torch.no_grad():
         before, after = own.split(x).reconstruction, again.split(x).reconstruction
     size = before.abs().max().clamp(min=torch.finfo(before.dtype).tiny)  # of zeros alone, too

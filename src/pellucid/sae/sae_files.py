@@ -183,6 +183,16 @@ def load(
     return sae
 
 
+def require_autoencoder(sae: object, by: str) -> None:
+    """Refuse what is no autoencoder."""
+    if not isinstance(sae, SparseAutoencoder):
+        raise InputError(
+            f"{by}: {type(sae).__name__} given, expected an autoencoder.",
+            code="sae-and-model",
+            remedy="Give the SparseAutoencoder first, then what the run captured.",
+        )
+
+
 def require_fitting(sae: SparseAutoencoder, model: CkptedTransformer) -> None:
     """See that a model has the autoencoder's checkpoint, in its width; warn of a model of another name."""
     if not isinstance(sae, SparseAutoencoder) or not isinstance(model, CkptedTransformer):  # pyright: ignore[reportUnnecessaryIsInstance]

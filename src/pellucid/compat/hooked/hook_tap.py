@@ -148,7 +148,7 @@ class HookPoint(nn.Module):
 
 
 def _lists(direction: str) -> tuple[str, ...]:
-    if direction not in _DIRECTIONS:
+    if not isinstance(direction, str) or direction not in _DIRECTIONS:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise _wrong_direction(direction)
     return _DIRECTIONS[direction]
 

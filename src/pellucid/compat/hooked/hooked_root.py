@@ -10,9 +10,10 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from pellucid.check import is_several
 from pellucid.compat.hooked.hook_tap import Hook, HookPoint
 from pellucid.compat.hooked.utils import Slice
-from pellucid.errors import UnknownNameError, nearest
+from pellucid.errors import UnknownNameError, nearest, shown
 from pellucid.names.calls import refuse_unknown
 
 Where = str | Callable[[str], bool]
@@ -205,8 +206,10 @@ class HookedRootModule(nn.Module):
         """A dictionary, and the pairs of name and hook that fill it when the model runs."""
         kept: dict[str, Tensor] = {} if cache is None else cache
         save = _Saving(kept, device, remove_batch_dim, Slice.unwrap(pos_slice))
-        points = self._chosen(_filter(names_filter))
-        names = [point.name for point in points if isinstance(names_filter, str) or self.is_computed(point.name)]
+        given: Any = self.is_computed if names_filter is None else names_filter
+        chosen = list(given) if is_several(given) else [given]
+        wanted = {point.name for one in chosen for point in self._chosen(one)}
+        names = [n for n in self.hook_dict if n in wanted and (isinstance(given, str) or self.is_computed(n))]
         self.is_caching = True
         forwards: list[tuple[Where, Hook]] = [(name, save.value) for name in names]
         backwards: list[tuple[Where, Hook]] = [(name, save.gradient) for name in names] if incl_bwd else []
@@ -254,9 +257,9 @@ class HookedRootModule(nn.Module):
     def _chosen(self, where: Where) -> list[HookPoint]:
         if callable(where):
             return [point for name, point in self.hook_dict.items() if where(name)]
-        if where not in self.hook_dict:
+        if not isinstance(where, str) or where not in self.hook_dict:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UnknownNameError(
-                f"no such hook point: {where!r}.",
+                f"no such hook point: {shown(where)}.",
                 code="unknown-hook-point",
                 remedy=f"{nearest(str(where), self.hook_dict)} `model.hook_dict` lists them all.".strip(),
             )
@@ -287,12 +290,3 @@ class _Saving:
         if self.pos_slice.mode != "identity" and tensor.dim() >= -axis:
             kept = self.pos_slice.apply(kept, dim=axis).clone()  # without the memory of what is left out
         self.cache[name] = kept
-
-
-def _filter(names: Where | Sequence[str] | None) -> Where:
-    if names is None:
-        return lambda name: True
-    if isinstance(names, str) or callable(names):
-        return names
-    wanted = frozenset(names)
-    return lambda name: name in wanted

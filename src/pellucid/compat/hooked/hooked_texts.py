@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.check import require_one_of
+from pellucid.check import is_several, require_one_of, require_whole
 from pellucid.compat.hooked.hook_tap import SWITCHES, HookTap
 from pellucid.compat.hooked.hooked_root import HookedRootModule
 from pellucid.compat.hooked.settings import HookedTransformerConfig
@@ -116,8 +116,10 @@ class Tokens(nn.Module):
 
     def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
         """Columns of `W_U`, [..., D], of a token's text or of ids of any shape."""
-        W_U = self.model.unembed.W_U
-        ids = torch.as_tensor(self.to_single_token(tokens) if isinstance(tokens, str) else tokens, device=W_U.device)
+        by, W_U = "tokens_to_residual_directions", self.model.unembed.W_U
+        ids = _ids(self.to_single_token(tokens) if isinstance(tokens, str) else tokens, by).to(W_U.device)
+        if bool(((ids < 0) | (ids >= W_U.size(1))).any()):
+            raise _no_ids(tokens, by, f"ids from 0 to {W_U.size(1) - 1}")
         return W_U.t()[ids[..., 0] if ids.dim() and ids.numel() == 1 else ids]
 
     def get_token_position(
@@ -257,6 +259,7 @@ class HookedGeneration(HookedRootModule, Tokens):
         Returns:
             The text or texts with what was added, or ids [B, P + new].
         """
+        max_new_tokens = require_whole("generate: max_new_tokens", max_new_tokens)
         side = "left" if padding_side is None else padding_side
         ids = self._ids(input, prepend_bos, side)
         ends = self._ends(eos_token_id) if stop_at_eos else []
@@ -299,12 +302,13 @@ class HookedGeneration(HookedRootModule, Tokens):
         is_text = isinstance(input, str) or (isinstance(input, list) and any(isinstance(one, str) for one in input))
         if is_text:
             return self.to_tokens(input, prepend_bos, padding_side)
-        ids = torch.as_tensor(input, device=self.model.device)
-        return ids[None] if ids.dim() == 1 else ids
+        ids = _ids(input, "HookedTransformer").to(self.model.device)
+        return ids if ids.dim() == 2 else ids.reshape(1, -1)
 
     def _ends(self, given: int | list[int] | None) -> list[int]:
         if given is not None:
-            return [given] if isinstance(given, int) else list(given)
+            several = given if is_several(given) else [given]
+            return [require_whole("generate: eos_token_id", one) for one in several]
         tokenizer = self.model.tokenizer
         own = None if tokenizer is None else tokenizer.eos_token_id
         return [own] if own is not None else list(self.model.config.end_ids)
@@ -313,15 +317,16 @@ class HookedGeneration(HookedRootModule, Tokens):
 def _ids(tokens: Any, by: str) -> Tensor:
     try:
         ids = torch.as_tensor(np.asarray(tokens) if isinstance(tokens, (list, tuple)) else tokens)
-        if ids.dim() <= 2 and not ids.is_floating_point():
+        if ids.dim() <= 2 and not ids.is_floating_point() and ids.dtype != torch.bool:
             return ids
     except (TypeError, ValueError, RuntimeError):
         pass
-    raise InputError(
-        f"{by}: {shown(tokens)} given, expected ids [P] or [B, P].",
-        code="ids-kind",
-        remedy="Pass a tensor, an array or a list of whole numbers.",
-    )
+    raise _no_ids(tokens, by, "ids [P] or [B, P]")
+
+
+def _no_ids(tokens: Any, by: str, expected: str) -> InputError:
+    remedy = "Pass a tensor, an array or a list of whole numbers."
+    return InputError(f"{by}: {shown(tokens)} given, expected {expected}.", code="ids-kind", remedy=remedy)
 
 
 def _one_row(ids: Tensor, by: str) -> Tensor:

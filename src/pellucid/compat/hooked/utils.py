@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pellucid.check import as_number, as_whole
 from pellucid.compat.hooked.hooked_factored import FactoredMatrix, composition_scores
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.numerics.nonlinear import gelu_new
@@ -92,7 +93,7 @@ class Slice:
             self.slice, self.mode = input_slice, "slice"
         elif isinstance(input_slice, int) and not isinstance(input_slice, bool):
             self.slice, self.mode = input_slice, "int"
-        elif isinstance(input_slice, (list, Tensor, np.ndarray)):
+        elif isinstance(input_slice, (list, Tensor, np.ndarray)) and np.asarray(input_slice).dtype.kind in "biu":
             self.slice, self.mode = np.asarray(input_slice), "array"
         elif input_slice is None:
             self.slice, self.mode = slice(None), "identity"
@@ -107,7 +108,14 @@ class Slice:
         """The chosen entries along an axis of a tensor."""
         index: list[Any] = [slice(None)] * tensor.dim()
         index[dim] = torch.as_tensor(self.slice, device=tensor.device) if self.mode == "array" else self.slice
-        return tensor[tuple(index)]
+        try:
+            return tensor[tuple(index)]
+        except (IndexError, TypeError) as error:
+            raise InputError(
+                f"Slice: {shown(self.slice)} along an axis of {tensor.size(dim)}: {error}.",
+                code="slice-kind",
+                remedy="Give numbers of entries that exist; negative ones count from the end.",
+            ) from error
 
     def indices(self, max_ctx: int | None = None) -> np.ndarray[Any, Any]:
         """The indices that are chosen along an axis of this length; the length is not needed for one number."""
@@ -183,9 +191,13 @@ def sample_logits(
     Raises:
         InputError: If a value is outside its range.
     """
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+    share, penalty = as_number(1 if top_p is None else top_p), as_number(freq_penalty)
+    least = as_whole(1 if top_k is None else top_k)
+    heat = as_number(temperature)
+    if heat is None or share is None or penalty is None or not (heat >= 0 and 0 < share <= 1 and (least or 0) >= 1):
         raise InputError(
-            f"sample_logits: temperature={temperature}, top_k={top_k}, top_p={top_p}.",
+            f"sample_logits: temperature={shown(temperature)}, top_k={shown(top_k)}, top_p={shown(top_p)}, "
+            f"freq_penalty={shown(freq_penalty)}.",
             code="sampling-range",
             remedy="Give temperature 0 or more, top_k 1 or more, and top_p above 0 and at most 1.",
         )
