@@ -173,9 +173,21 @@ def test_a_cache_of_another_model_is_refused(tiny: pl.CkptedTransformer):
         tiny(support.ROW, cache=pl.KeyValueCache(tiny.config, device="meta"))
 
 
-def test_a_dtype_s_name_is_no_dtype(tiny: pl.CkptedTransformer) -> None:
-    with pytest.raises(pl.InputError, match=r"'float32', expected a torch\.dtype"):
-        pl.KeyValueCache(tiny.config, dtype="float32")  # type: ignore[arg-type]
+MISUSES: dict[str, Callable[[pl.CkptedTransformer], Any]] = {
+    r"'float32', expected a torch\.dtype": lambda m: pl.KeyValueCache(m.config, dtype="float32"),  # type: ignore[arg-type]
+    r"'int', expected a torch\.dtype": lambda m: pl.KeyValueCache.bytes_needed(m.config, 1, 2, "int"),  # type: ignore[arg-type]
+    "cannot be had on nonsense": lambda m: pl.KeyValueCache(m.config, device="nonsense"),
+    "cannot be had on cpu": lambda m: pl.KeyValueCache(m.config, 10**9, 10**6),
+    "dict given, expected a KeyValueCache": lambda m: m(support.ROW, cache={}),
+    "expected a tensor of 2 numbers from 0 to 1": lambda m: pl.KeyValueCache(m.config, 2).reorder(torch.tensor([0, 2])),
+    r"reorder by \[1, 0\]": lambda m: pl.KeyValueCache(m.config, 2).reorder([1, 0]),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("said", MISUSES)
+def test_what_is_no_cache_or_cannot_be_one(said: str, tiny: pl.CkptedTransformer) -> None:
+    with pytest.raises(pl.InputError, match=said):
+        MISUSES[said](tiny)
 
 
 def test_an_estimate_holds_while_beams_change_places() -> None:

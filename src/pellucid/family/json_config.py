@@ -104,6 +104,8 @@ class Config:
         several = isinstance(eos, (list, tuple))
         ids = read_tokens("eos_token_id", eos) if several else read_token_id("eos_token_id", eos)
         self._set("eos_token_id", ids)
+        if not isinstance(self.neutral, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise wrong_type("neutral", self.neutral, "a mapping")
         self._set("neutral", MappingProxyType(dict(self.neutral)))
 
     def __getattr__(self, name: str) -> Any:

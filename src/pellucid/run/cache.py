@@ -66,12 +66,7 @@ class KeyValueCache:
         device: torch.device | str = "cpu",
     ) -> None:
         sizes = require_schema(config).sizes
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(
-                f"KeyValueCache: {shown(dtype)}, expected a torch.dtype of floating point.",
-                code="cache-misfit",
-                remedy="Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device).",
-            )
+        _require_dtype(dtype)
         columns = sizes["n_ctx"] if capacity is None else capacity
         texts, room = as_whole(rows), as_whole(columns)
         if texts is None or room is None or texts < 1 or room < 1:
@@ -81,8 +76,14 @@ class KeyValueCache:
                 remedy="Give the number of texts and of tokens that it has to hold.",
             )
         shape = (sizes["layer"], 2, texts, sizes["head_kv"], room, sizes["d_head"])
-        self.content = torch.empty(shape, dtype=dtype, device=device)
-        self.mask = torch.zeros(texts, room, dtype=torch.bool, device=device)
+        try:
+            self.content = torch.empty(shape, dtype=dtype, device=device)
+            self.mask = torch.zeros(texts, room, dtype=torch.bool, device=device)
+        except (RuntimeError, TypeError, AssertionError) as problem:  # torch has a class for each kind of device
+            why = str(problem).partition("\n")[0]
+            raise _misfit(
+                f"KeyValueCache: {texts} rows of {room} columns cannot be had on {device}: {why:.200}"
+            ) from problem
         self.length = 0
 
     @staticmethod
@@ -96,6 +97,7 @@ class KeyValueCache:
             75498496
         """
         sizes = require_schema(config).sizes
+        _require_dtype(dtype)
         keys_and_values = 2 * sizes["layer"] * sizes["head_kv"] * sizes["d_head"] * dtype.itemsize
         return rows * capacity * (keys_and_values + torch.bool.itemsize)
 
@@ -202,7 +204,18 @@ class KeyValueCache:
         return made
 
     def reorder(self, rows: Tensor) -> None:
-        """Put the texts in another order, in place; `rows` [B] says which one comes where, perhaps several times."""
+        """Reorder the texts in place: new text i is old text `rows[i]`; `rows` [B] may repeat.
+
+        Raises:
+            InputError: If it is no tensor with the number of a text for each.
+        """
+        fits = isinstance(rows, Tensor) and rows.shape == (self.rows,)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not fits or (not rows.is_cuda and not bool(((rows >= 0) & (rows < self.rows)).all())):
+            raise InputError(
+                f"cache: reorder by {shown(rows)}, expected a tensor of {self.rows} numbers from 0 to {self.rows - 1}.",
+                code="index-out-of-range",
+                remedy=f"Give a text for each of the {self.rows}, such as torch.arange({self.rows}).",
+            )
         if torch.equal(rows, torch.arange(self.rows, device=rows.device)):
             return
         for block in self.content:  # one after another, so that little more memory is needed
@@ -254,6 +267,8 @@ def continued(batch: Batch, cache: KeyValueCache, config: Config) -> Generator[t
 
     Yields its positions [B, P], 0 at pads; [B, length + P], true at tokens of both, None if there are no pads.
     """
+    if not isinstance(cache, KeyValueCache):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise _misfit(f"cache: {type(cache).__name__} given, expected a KeyValueCache")
     if len(batch) != cache.rows:
         raise _wrong_rows(len(batch), cache.rows)
     sizes = config.sizes
@@ -262,11 +277,7 @@ def continued(batch: Batch, cache: KeyValueCache, config: Config) -> Generator[t
     expected = (sizes["layer"], sizes["head_kv"], sizes["d_head"], batch.ids.device)
     if made_for != expected:
         what = "({} layers, {} heads of {}, on {})"
-        raise InputError(
-            f"cache: one for {what.format(*made_for)}, expected {what.format(*expected)}.",
-            code="cache-misfit",
-            remedy="Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device).",
-        )
+        raise _misfit(f"cache: one for {what.format(*made_for)}, expected {what.format(*expected)}")
     positions = (batch.positions + cache.counts[:, None]).masked_fill(~batch.mask, 0)
     columns = cache.length + batch.ids.size(1)  # no text is longer, so mostly the device need not be asked
     longest = columns if columns <= sizes["n_ctx"] else int(positions.max()) + 1
@@ -285,6 +296,16 @@ def _are_a_cache(content: Tensor, mask: Tensor) -> bool:
     """Whether these can be keys and values [L, 2, B, H, C, K] and the columns [B, C] that hold a token."""
     fits = content.dim() == 6 and content.size(1) == 2 and mask.shape == (content.size(2), content.size(4))
     return fits and content.is_floating_point() and mask.dtype == torch.bool
+
+
+def _require_dtype(dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise _misfit(f"KeyValueCache: {shown(dtype)}, expected a torch.dtype of floating point")
+
+
+def _misfit(what: str) -> InputError:
+    remedy = "Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device)."
+    return InputError(f"{what}.", code="cache-misfit", remedy=remedy)
 
 
 def _wrong_rows(given: int, expected: int) -> ShapeError:
