@@ -9,6 +9,7 @@ memory.
 from __future__ import annotations
 
 import copy
+import importlib
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ from pellucid.weights.foreign import AS_IT_IS, require_own_functions, uncompiled
 from pellucid.weights.hub import BUNDLED
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers.modeling_utils import PreTrainedModel
 
 Direction = Literal["from_hf", "to_hf"]
 
@@ -202,9 +203,7 @@ def _agree(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _has_head(hf_model: nn.Module, here: InTransformers) -> bool:
-    import transformers
-
-    return isinstance(hf_model, getattr(transformers, here.model))
+    return isinstance(hf_model, getattr(importlib.import_module("transformers"), here.model))
 
 
 def _first_difference(model: CkptedTransformer, hf_model: Any, here: InTransformers, batch: Batch) -> str:

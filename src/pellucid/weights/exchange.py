@@ -203,7 +203,7 @@ _NOT_FOR_LIVE = ("_attn_implementation", "attn_implementation", "_attn_implement
 
 def _generation_of(hf_model: Any) -> GenerationSettings | None:
     """The settings of a live model; None if they are what its configuration says."""
-    from transformers import GenerationConfig
+    from transformers.generation.configuration_utils import GenerationConfig
 
     given = getattr(hf_model, "generation_config", None)
     if given is None or given == GenerationConfig.from_model_config(hf_model.config):
@@ -215,7 +215,7 @@ def _generation_of(hf_model: Any) -> GenerationSettings | None:
 
 def _generation_for(settings: GenerationSettings, of_config: Any) -> Any:
     """The same settings in transformers' class, which has built those of the configuration already."""
-    from transformers import GenerationConfig
+    from transformers.generation.configuration_utils import GenerationConfig
 
     if settings.source != generation_settings.FILE and not settings.sampling:
         return of_config

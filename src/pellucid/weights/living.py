@@ -229,7 +229,7 @@ def _config_of(hf_model: Any, cls: type[Config]) -> tuple[Any, list[str]]:
     So is what counts only where a file is opened, and the name of the kind: the class is seen. What it says of
     quantisation may be over; whether the weights are quantised is seen in the modules.
     """
-    from transformers import PreTrainedConfig
+    from transformers.configuration_utils import PreTrainedConfig
 
     if not isinstance(hf_model.config, PreTrainedConfig):
         theirs = f"{cls.about.family.replace('-', '')}Config"
