@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,6 +21,7 @@ from pellucid.check import as_number, as_whole, path_of
 from pellucid.errors import WeightsError, shown
 from pellucid.family.network import Network
 from pellucid.names.calls import named_methods
+from pellucid.prove.held import held_in
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.prove.units import HEAD, N_CTX, Group, GroupTransform, axes_known_of, units_of
 from pellucid.weights.manifests import read_json
@@ -27,6 +29,8 @@ from pellucid.weights.manifests import read_json
 FORMAT = "pellucid.alignment/1"
 EARLIER = {"pos": N_CTX}
 """Axes that earlier files call otherwise."""
+ADDED = ("relative", "relative_to_b")
+"""What earlier files do not say of a comparison: it is not known where a match is not equal."""
 _ROWS = 6
 """Matches that an alignment shows of itself."""
 
@@ -117,7 +121,7 @@ class Alignment:
             WeightsError: If a tensor that the alignment names is not there, or has another shape.
         """
         given = units_of(units) if isinstance(units, Network) else units
-        theirs = others.state_dict(keep_vars=True) if isinstance(others, nn.Module) else others
+        theirs = held_in(others)[0] if isinstance(others, nn.Module) else others
         self._require({unit for match in self.matches for unit in match.group.units}, given, "unit")
         self._require({name for match in self.matches for name in (match.name, *match.copies)}, theirs, "tensor")
         wrong = [match.name for match in self.matches if tuple(theirs[match.name].shape) != match.shape]
@@ -184,7 +188,8 @@ def _match_from(row: dict[str, Any]) -> Match:
     heads = None if how["heads"] is None else _counts(how["heads"])
     transform = GroupTransform(tuple(EARLIER.get(axis, axis) for axis in _texts(how["axes"])), heads)
     _require_sound(group, transform)
-    if set(comparison) != {field.name for field in fields(TensorComparison)}:
+    known = {**dict.fromkeys(ADDED, 0.0 if comparison.get("bit_equal") is True else math.nan), **comparison}
+    if set(known) != {field.name for field in fields(TensorComparison)}:
         raise ValueError(f"a comparison of {shown(list(comparison))}")
     return Match(
         name=_text(row["name"]),
@@ -192,7 +197,7 @@ def _match_from(row: dict[str, Any]) -> Match:
         transform=transform,
         shape=_counts(row["shape"]),
         comparison=TensorComparison(
-            **{name: _number(comparison[name]) for name in ("fraction", "max_abs", "max_rel")},
+            **{name: _number(known[name]) for name in ("fraction", "max_abs", "max_rel", *ADDED)},
             bit_equal=_flag(comparison["bit_equal"]),
             max_ulp=_count(comparison["max_ulp"]),
             shape=_counts(comparison["shape"]),

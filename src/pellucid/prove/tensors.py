@@ -123,7 +123,10 @@ def _compare_parts(a: Tensor, b: Tensor) -> tuple[int, float, float, int]:
         return a.numel(), 0.0, 0.0, 0
     wide_a, wide_b = a.double(), b.double()
     same = (wide_a == wide_b) | (wide_a.isnan() & wide_b.isnan())
-    gap = (wide_a - wide_b).abs().masked_fill(same, 0.0)
+    gap = (wide_a - wide_b).abs()
+    if not a.is_floating_point():  # whole numbers beyond 2^53 may be one float64
+        same, gap = a == b, gap.clamp(min=1.0)
+    gap = gap.masked_fill(same, 0.0)
     relative = (gap / wide_b.abs()).masked_fill(same, 0.0)
     wide = a.element_size() == 1  # floats of eight bits have no arithmetic of their own
     close = (
@@ -190,12 +193,9 @@ def what_buffer(tensor: Tensor, known: bool) -> str:
     """What a tensor is that holds no parameter, in words; an empty string if it may be one."""
     if tensor.numel() <= 1 and (known or not tensor.is_floating_point()):
         return "a single value"
-    if tensor.dim() >= 2 and tensor.shape[-1] == tensor.shape[-2] and tensor.numel() == tensor.shape[-1] ** 2:
-        square = tensor.reshape(tensor.shape[-2:])
-        causal = torch.ones(square.shape, dtype=torch.bool).tril()
-        inside, outside = square[causal], square[~causal]
-        if outside.numel() and _is_constant(inside) and _is_constant(outside) and inside[0] != outside[0]:
-            return "a causal mask"
+    square = tensor.dim() >= 2 and tensor.shape[-1] == tensor.shape[-2] and tensor.numel() == tensor.shape[-1] ** 2
+    if square and _is_causal(tensor.reshape(tensor.shape[-2:])):
+        return "a causal mask"
     if tensor.is_floating_point() or tensor.is_complex():
         return ""
     flat = tensor.reshape(-1)
@@ -210,6 +210,15 @@ def known_buffers(tensors: Mapping[str, Tensor], config: Config) -> tuple[set[st
     names = buffers_among(tensors, config)
     trivial = {name for name in names if what_buffer(tensors[name], True) or not bool(tensors[name].any())}
     return trivial, names - trivial
+
+
+def _is_causal(square: Tensor) -> bool:
+    """Whether a matrix has one value for the keys up to a query's own, and another for later ones."""
+    if len(square) < 2 or square[0, 0] != square[-1, 0]:
+        return False
+    causal = torch.ones(square.shape, dtype=torch.bool).tril()
+    inside, outside = square[causal], square[~causal]
+    return _is_constant(inside) and _is_constant(outside) and bool(inside[0] != outside[0])
 
 
 def _is_constant(values: Tensor) -> bool:
