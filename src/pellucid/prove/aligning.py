@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -62,12 +62,14 @@ class _Aligner:
         self.groups = list(groups_of(self.units, schema))
         self.heads = {group.units[0]: _heads_of(group, self.units) for group in self.groups if len(group.units) == 1}
         self.place = {unit: number for number, unit in enumerate(units)}
-        self.by_print: dict[Fingerprint, list[Group]] = defaultdict(list)
+        # the groups of each fingerprint and size
+        self.by_print: dict[tuple[Fingerprint, int], list[Group]] = defaultdict(list)
         prints, heads = self._prints()
         for group in self.groups:
             parts = [prints[unit] if group.head is None else heads[unit, group.head] for unit in group.units]
-            self.by_print[total(parts)].append(group)
-        self.taken: set[tuple[str, int | None]] = set()
+            self.by_print[total(parts), self._size(group)].append(group)
+        # unit -> the heads of it that are found, None for all at once
+        self.taken: dict[str, set[int | None]] = defaultdict(set)
         self.found: dict[str, Match] = {}
 
     def _prints(self) -> tuple[dict[str, Fingerprint], dict[tuple[str, int], Fingerprint]]:
@@ -88,7 +90,7 @@ class _Aligner:
         parameters = {name: self.others[name] for name in unknown if self.others[name].is_floating_point()}
         uncertain: dict[str, list[Group]] = {}
         for name, tensor in parameters.items():
-            candidates = [g for g in self.by_print.get(fingerprint(tensor), []) if self._size(g) == tensor.numel()]
+            candidates = self.by_print.get((fingerprint(tensor), tensor.numel()), [])
             if len(candidates) == 1 and not self._overlaps(candidates[0]):
                 self._accept(name, tensor, candidates[0], ambiguous=False)
             elif len(candidates) > 1:
@@ -96,7 +98,7 @@ class _Aligner:
         for name, candidates in uncertain.items():
             free = [group for group in candidates if not self._overlaps(group)]
             if free:
-                best = min(free, key=lambda group: self._unlikeliness(name, group))
+                best = min(free, key=self._unlikeliness(name))
                 self._accept(name, parameters[name], best, ambiguous=True)
         for again in (False, True):  # what is left may be the other end, untied
             for name, tensor in parameters.items():
@@ -116,10 +118,7 @@ class _Aligner:
         )
 
     def _covered(self) -> set[str]:
-        heads: dict[str, set[int]] = defaultdict(set)
-        for unit, head in self.taken:
-            heads[unit] |= set(range(self.heads[unit])) if head is None else {head}
-        return {unit for unit, present in heads.items() if len(present) == self.heads[unit]}
+        return {u for u, heads in self.taken.items() if None in heads or len(heads) == self.heads[u]}
 
     def _is_at_other_end(self, unit: str, covered: set[str]) -> bool:
         """Whether a unit is one of an untied pair of equal ends, of which the other program has one for both."""
@@ -131,18 +130,19 @@ class _Aligner:
         return sum(self.sizes[unit] for unit in group.units) // heads
 
     def _overlaps(self, group: Group) -> bool:
-        heads = [group.head, None] if group.head is not None else None
-        return any(u in group.units and (heads is None or h in heads) for u, h in self.taken)
+        taken = [heads for unit in group.units if (heads := self.taken.get(unit))]
+        return any(group.head is None or not heads.isdisjoint((group.head, None)) for heads in taken)
 
     def _accept(self, name: str, tensor: Tensor, group: Group, *, ambiguous: bool) -> None:
         group, transform, _ = self._best(name, tensor, group)
         if transform is None:
             return
         units, others = self.exact
-        undone = transform.undo(others[name].detach(), group, group.natural(self.units).shape)
-        compared = compare_tensors(group.natural(units), undone)
+        natural = group.natural(units)
+        compared = compare_tensors(natural, transform.undo(others[name].detach(), group, natural.shape))
         self.found[name] = Match(name, group, transform, tuple(tensor.shape), compared, ambiguous, self.names[name])
-        self.taken |= {(unit, group.head) for unit in group.units}
+        for unit in group.units:
+            self.taken[unit].add(group.head)
 
     def _nearest(self, name: str, tensor: Tensor, *, again: bool) -> None:
         """Match a tensor that equals nothing to the group of its size that it is closest to.
@@ -150,6 +150,7 @@ class _Aligner:
         With `again` an end may be what another tensor is already; nothing else has a second place in a GPT-2.
         """
         scored: list[tuple[float, float, int]] = []
+        unlikeliness = self._unlikeliness(name)
         for number, group in enumerate(self.groups):
             if self._size(group) != tensor.numel():
                 continue
@@ -159,7 +160,7 @@ class _Aligner:
             if transform is None:
                 continue
             if distance < NEAR or (distance < 1.0 and self._is_scaled(tensor, arranged, transform)):
-                scored.append((distance, self._unlikeliness(name, group), number))
+                scored.append((distance, unlikeliness(group), number))
         if scored:
             self._accept(name, tensor, self.groups[min(scored)[2]], ambiguous=False)
 
@@ -194,27 +195,31 @@ class _Aligner:
             for unit in ours
         )
 
-    def _unlikeliness(self, name: str, group: Group) -> float:
+    def _unlikeliness(self, name: str) -> Callable[[Group], float]:
         """How badly a group fits a name's neighbourhood: the modules around it and the order of registration."""
         owner = name.rpartition(".")[0]
         siblings = [m for n, m in self.found.items() if n.rpartition(".")[0] == owner]
         wanted = {partner(unit) for match in siblings for unit in match.group.units}
-        penalty = 0.0 if wanted and set(group.units) <= wanted else 1.0
-        block = self._block_around(name)
-        penalty += 2.0 if block is not None and not group.units[0].startswith(f"blocks.{block}.") else 0.0
-        kind = {"weight": ".w", "bias": ".b"}.get(name.rpartition(".")[2], "")
-        penalty += 0.5 if kind and kind[1] != group.units[0].rpartition(".")[2][0].lower() else 0.0
-        return penalty + 1e-4 * self._distance(name, group)
+        block, expected = self._block_around(name), self._place_of(name)
+        kind = {"weight": "w", "bias": "b"}.get(name.rpartition(".")[2], "")
 
-    def _distance(self, name: str, group: Group) -> float:
-        """How far the group is from where the tensor registered before it stands in the reference."""
+        def unlikeliness(group: Group) -> float:
+            first = group.units[0]
+            penalty = 0.0 if wanted and set(group.units) <= wanted else 1.0
+            penalty += 2.0 if block is not None and not first.startswith(f"blocks.{block}.") else 0.0
+            penalty += 0.5 if kind and kind != first.rpartition(".")[2][0].lower() else 0.0
+            return penalty + 1e-4 * abs(self.place[first] - expected)
+
+        return unlikeliness
+
+    def _place_of(self, name: str) -> int:
+        """Where a tensor should stand in the reference: behind the tensor that was registered before it."""
         before = None
         for other in self.others:
             if other == name:
                 break
             before = self.found.get(other, before)
-        expected = self.place[before.group.units[-1]] + 1 if before is not None else 0
-        return abs(self.place[group.units[0]] - expected)
+        return self.place[before.group.units[-1]] + 1 if before is not None else 0
 
     def _block_around(self, name: str) -> str | None:
         """The block that the nearest certain neighbours belong to, by the longest common prefix of dotted names."""
