@@ -23,7 +23,6 @@ from pellucid.prove import (
     causes,
     comparison,
     divergences,
-    ground,
     held,
     influence,
     points,
@@ -194,8 +193,8 @@ def everything_is_amplified(patch: Patch) -> None:
 
 
 def converted_before_it_runs(patch: Patch) -> None:
-    right = ground.common_ground
-    patch.setattr(comparison, "common_ground", lambda a, b: replace(right(a, b), mixed=False, dtype=torch.float16))
+    right = comparison.common_ground
+    patch.setattr(comparison, "common_ground", lambda a, b: replace(right(a, b), note="", dtype=torch.float16))
 
 
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 import support
-from pellucid.prove import calling, probing
+from pellucid.prove import calling, lending, probes, program
 
 SIZES = {"vocab_size": 53, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
 IDS = support.some_ids(1, 6, 53)
@@ -183,6 +183,22 @@ def test_what_a_program_keeps_from_one_call_to_the_next(run: Any, small: pl.Ckpt
     assert "run once more, after other runs, the program" in str(report.first_divergence), report
 
 
+def test_a_program_that_keeps_nothing_is_not_run_again_on_the_same_ids(small: pl.CkptedTransformer) -> None:
+    calls: list[int] = []
+    nothing = Around(small, lambda logits, ids: calls.append(0) or logits)
+
+    def counting(state: dict[str, Any], inner: nn.Module, ids: Tensor) -> Tensor:
+        state["calls"] = state.get("calls", 0) + 1
+        return nothing(ids)
+
+    something = Remembering(small, counting)
+    for made, runs in ((nothing, 2), (something, 4)):
+        calls.clear()
+        given = program.Program(lending.Loan(made), (), small.embed.W_E.detach()).in_a_row([IDS, IDS.flip(1), IDS, IDS])
+        assert (len(calls), len(given)) == (runs, 4)
+        assert torch.equal(given[0], given[3])
+
+
 @pytest.mark.parametrize("shape", [(1, 5), (3, 3)])
 def test_positions_before_rows_where_there_are_as_many(shape: tuple[int, int]) -> None:
     """Neither a probe nor the caller's ids are taken for the other way round."""
@@ -234,6 +250,6 @@ def test_mutants_are_noticed(name: str, small: pl.CkptedTransformer, monkeypatch
         with pytest.raises(AssertionError):
             test_what_a_forward_demands(Seeing, small)
     else:
-        monkeypatch.setattr(probing.Probing, "_short", lambda self: [])
+        monkeypatch.setattr(probes.Probing, "_short", lambda self: [])
         with pytest.raises(AssertionError):
             test_inputs_at_which_a_program_is_wrong("two tokens", small)

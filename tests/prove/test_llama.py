@@ -15,7 +15,7 @@ import llamas
 import pellucid as pl
 import support
 from pellucid.llama.family import LLAMA
-from pellucid.prove import comparison
+from pellucid.prove import comparison, probes
 
 IDS = llamas.some_ids(2, 7)
 
@@ -81,6 +81,21 @@ def test_a_rewrite_is_not_accused(fused: bool, kept: str, alone: pl.CkptedTransf
     assert report.verdict == "equivalent", report
     assert all(row.fp64 is not None and row.fp64 < 1e-10 for row in report.checkpoints), report
     assert report.coverage["attn.ckpt_k"] == report.coverage["mlp.ckpt_up"] == (1, 1)
+
+
+def test_a_mistake_behind_a_probe_beside_frequencies_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is rounding in the frequencies ends no search of a long text."""
+    monkeypatch.setattr(probes, "PRODUCTS", 0)
+    long = llamas.glass(num_hidden_layers=1, max_position_embeddings=160)
+    made = PlainLlama(long, kept="frequencies")
+    report = pl.compare(long, made, IDS)
+    assert report.verdict == "equivalent", report
+    made.steps[0]["attention"].register_forward_hook(
+        lambda module, given, out: out + 0.1 * (torch.arange(out.size(1)) > 120)[:, None]
+    )
+    found = pl.compare(long, made, IDS).first_divergence
+    assert found is not None
+    assert "shown on a probe of 1 x 122 ids" in found.detail
 
 
 CAUSES = {

@@ -188,7 +188,7 @@ def test_what_was_not_run_is_said(wide: pl.CkptedTransformer) -> None:
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[..., Any], str]] = {
     "nothing whole is run": (probes.Probes, "_whole", lambda self: [],
                              lambda many: test_one_id_that_the_inputs_do_not_hold(monolith, many), "many"),
-    "no embedding is looked at": (probes.Beginning, "first_wrong", lambda self, ids: None, test_one_embedding_of_many,
+    "no embedding is looked at": (probes.Probing, "_first_wrong", lambda *_: None, test_one_embedding_of_many,
                                   "wide"),
     "no text is long": (probes.Probes, "deep", lambda self: (0, 0),
                         lambda deep: test_windows_that_begin_behind_a_probe((0, 1), deep), "deep"),

@@ -233,11 +233,12 @@ def test_a_mistake_in_texts_of_unequal_length(one: pl.CkptedTransformer) -> None
 
 
 def test_progress_is_told(small: pl.CkptedTransformer) -> None:
-    told: list[tuple[str, float]] = []
-    pl.compare(small, RIGHTS["course"](small), IDS, progress=lambda what, share: told.append((what, share)))
-    assert [what for what, _ in told] == ["aligning parameters", "running both", "running both in float64",
-                                          "looking for the cause", "running both on probes"]  # fmt: skip
-    assert told == sorted(told, key=lambda step: step[1])
+    for other in (RIGHTS["course"](small), small.state_dict()):
+        told: list[tuple[str, float]] = []
+        pl.compare(small, other, IDS, progress=lambda what, share, told=told: told.append((what, share)))
+        assert [what for what, _ in told] == ["aligning parameters", "running both", "running both in float64",
+                                              "looking for the cause", "running both on probes"]  # fmt: skip
+        assert told == sorted(told, key=lambda step: step[1])
 
 
 def test_permuted_heads_are_equivalent_and_explained(small: pl.CkptedTransformer) -> None:

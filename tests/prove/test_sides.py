@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from course import course
 
 import pellucid as pl
 import support
+from pellucid.open import BUNDLED
 
 
 def test_where_scores_differ(tiny: pl.CkptedTransformer):
@@ -66,3 +68,14 @@ def test_code_beside_weights_is_never_run(tiny: pl.CkptedTransformer, monkeypatc
     tiny.save_pretrained(tmp_path)
     pl.compare(tiny, f"hf:{tmp_path}", torch.tensor([[1, 2, 3]]))
     assert seen["trust_remote_code"] is False
+
+
+def test_the_trained_model_that_is_bundled():
+    """By name, as transformers' with and without a head, and as the course's, right and wrong."""
+    text, bundled = "Once upon a time there was a cat", pl.load()
+    hf = pl.to_hf(bundled)
+    for sides in ((bundled, hf), (hf.transformer, bundled), (str(BUNDLED), f"hf:{BUNDLED}")):
+        assert pl.compare(*sides, text).verdict == "identical"
+    assert pl.compare(bundled, course(bundled), text)
+    wrong = pl.compare(bundled, course(bundled, "eps 1e-6"), text)
+    assert "epsilon 1e-06" in str(wrong.first_divergence), wrong

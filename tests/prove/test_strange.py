@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -132,8 +133,24 @@ class Listed(nn.Module):
         return self.programs[0](ids)
 
 
+@dataclass(slots=True)
+class Slots:
+    program: list[nn.Module]
+
+
+class Slotted(nn.Module):
+    """A program in an object without a `__dict__`."""
+
+    def __init__(self, model: pl.CkptedTransformer) -> None:
+        super().__init__()
+        self.held = Slots([RIGHTS["course"](model)])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.held.program[0](ids)
+
+
 def test_weights_that_torch_does_not_know_of(small: pl.CkptedTransformer) -> None:
-    for program in (Functional(small), Listed(small)):
+    for program in (Functional(small), Listed(small), Slotted(small)):
         report = pl.compare(small, program, IDS)
         assert report.verdict == "equivalent", report
         assert "torch does not know" in " ".join(report.notes)
@@ -231,7 +248,10 @@ class Anything(Around):
 
 @pytest.mark.parametrize("kind", [Handing, Raising, Stateless, Fixed, Silent, InNumPy])
 def test_whatever_is_around_a_program(kind: type[Around], small: pl.CkptedTransformer) -> None:
-    assert pl.compare(small, kind(RIGHTS["course"](small).eval()), IDS).verdict == "equivalent"
+    program = kind(RIGHTS["course"](small).eval())
+    report = pl.compare(small, program, IDS)
+    assert report.verdict == "equivalent"
+    assert report.alignment.check(small, program).bit_equal
 
 
 @pytest.mark.parametrize("kind", support.few_of([Handing, Raising, Stateless, Fixed, Silent], Raising, Stateless))

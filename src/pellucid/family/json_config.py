@@ -135,17 +135,25 @@ class Config:
         """The fields, sorted, that are kept although transformers' class never reads them."""
         return tuple(sorted(self.unread_of(self.neutral)))
 
-    @cached_property
+    @property
     def sizes(self) -> Mapping[str, int]:
         """Name of an axis -> its length; "layer" is the number of blocks, "n_ctx" that of positions."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, int]:
         return MappingProxyType(self._sizes_by_axis())
 
     def _sizes_by_axis(self) -> dict[str, int]:
         raise NotImplementedError
 
-    @cached_property
+    @property
     def schema(self) -> Schema:
         """The checkpoints and parameters of a model with this configuration."""
+        return self._schema
+
+    @cached_property
+    def _schema(self) -> Schema:
         return self._make_schema()
 
     def _make_schema(self) -> Schema:

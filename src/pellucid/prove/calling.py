@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.check import attribute
+from pellucid.family.families import FAMILIES
 from pellucid.prove.points import LOGITS
+from pellucid.weights.foreign import unwrapped
 
 Call = Callable[[nn.Module, Tensor], Any]
 
@@ -158,6 +160,12 @@ class FoundLogits:
     # [B, P, V]; [B, 1, V] of the last position alone; another width if the output has no logits' width
     values: Tensor
     remarks: tuple[str, ...] = ()  # how they came, in words, if that is not [B, P, V]
+
+
+def is_headless(module: nn.Module) -> bool:
+    """Whether a module is of a class of transformers' that gives hidden states, and leaves the head to its caller."""
+    bases, kinds = {family.in_transformers.base for family in FAMILIES}, type(unwrapped(module)).__mro__
+    return any(kind.__name__ in bases and kind.__module__.startswith("transformers.") for kind in kinds)
 
 
 TURNED = "the logits came with positions before batch rows"

@@ -22,7 +22,7 @@ from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, same_bit
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.copies import working_copy
 from pellucid.prove.points import LOGITS, block_of, with_checkpoints
-from pellucid.prove.program import DOUBLE, Conditions, Glass
+from pellucid.prove.program import Conditions, Glass
 from pellucid.prove.rewritten import Scratch, suspect_of
 from pellucid.prove.runs import Runs
 from pellucid.prove.units import kind_of, units_of
@@ -251,7 +251,7 @@ def head_of_its_own(
     head = match.transform.undo(others[match.name].detach(), match.group, match.comparison.shape)
     untied = working_copy(reference)
     untied.unembed = Unembedding(untied.embed, head.to(reference.embed.W_E).t(), untied.products)
-    expected, given = double.expected[LOGITS], Glass(untied).run(double.ids, None, DOUBLE)[LOGITS]
+    expected, given = double.expected[LOGITS], Glass(untied).logits(double.ids, double=True)
     error = relative_error(double.free[LOGITS], given)
     if error >= BEYOND_ROUNDING or error >= 0.01 * relative_error(double.free[LOGITS], expected):
         return None

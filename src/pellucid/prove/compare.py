@@ -6,22 +6,29 @@ that float64 makes vanish is rounding; one that stays is an error, whatever its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, overload
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
+from pellucid.check import require_tree
+from pellucid.errors import InputError, shown
 from pellucid.names.calls import COMPARING, named_arguments
 from pellucid.numerics.freed_memory import LITTLE, keep_freed
 from pellucid.numerics.products import ordinary_tensors
+from pellucid.numerics.rounding import relative_error, same_bits
 from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
+from pellucid.prove.copies import is_scripted
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
+from pellucid.prove.held import all_in
+from pellucid.prove.lending import Loan, runs_without_meta
+from pellucid.prove.program import Program
 from pellucid.prove.report import ComparisonReport, Verdict
-from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs
+from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs, with_values
 from pellucid.prove.tensors import TensorComparison, compare_tensors
-from pellucid.prove.trial import mode_note
-from pellucid.prove.valueless import require_values, with_values
 from pellucid.text.batch import Inputs
 from pellucid.text.tokenizer import Tokenizer
 
@@ -98,9 +105,69 @@ def compare(
             made = Comparison(pair.reference, pair.other, ids, pair.swapped, progress=progress, lengths=lengths)
             reports.append(made.report())
         else:
-            reports.append(compare_with_dict(pair, ids, lengths))
+            reports.append(compare_with_dict(pair, ids, lengths, progress))
     head = todo[0].reference.embed.W_E.detach()
     modules = [(name, side) for name, side in zip("AB", (first, second), strict=True) if isinstance(side, nn.Module)]
     notes = (*empty, *notes, *(note for name, side in modules for note in mode_note(name, side, ids, head)))
     worst = max(reports, key=lambda report: _SEVERITY.index(report.verdict))
     return replace(worst, notes=(*notes, *worst.notes), about=replace(about, inputs=ran), distance=reports[0].distance)
+
+
+def require_values(side: Tensor | nn.Module | Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Notes of tensors without values that no run reads; `InputError` if a side has others."""
+    if isinstance(side, nn.Module):
+        require_tree(side, "compare")
+        held = all_in(side)[0]
+    else:
+        held = {"the tensor": side} if isinstance(side, Tensor) else dict(side)
+    waiting = [name for name, tensor in held.items() if nn.parameter.is_lazy(tensor)]
+    if waiting:
+        raise InputError(
+            f"compare: {shown(waiting[0])} of {type(side).__name__} has no shape yet: a lazy module makes its "
+            "parameters at its first run.",
+            code="compare-no-values",
+            remedy="Run the model once on a batch of ids, and remove lazy modules that do not run.",
+        )
+    empty = [name for name, tensor in held.items() if tensor.is_meta]
+    if not empty:
+        return ()
+    if isinstance(side, nn.Module) and len(empty) < len(held) and runs_without_meta(side):
+        return (f"on the meta device, where nothing has values, and not read in a run of two ids: {shown(empty)}",)
+    raise InputError(
+        f"compare: {shown(empty[0])} of {type(side).__name__} is on the meta device and has no values"
+        f" ({len(empty)} of {len(held)} tensors are).",
+        code="compare-no-values",
+        remedy="Give it values first: model.to_empty(device='cpu'), then model.load_state_dict(weights)."
+        if isinstance(side, nn.Module)
+        else "Give tensors with values, such as torch.load(file, map_location='cpu') returns.",
+    )
+
+
+def mode_note(name: str, module: nn.Module, ids: Tensor, head: Tensor) -> list[str]:
+    """What to say of a side's module, all or part of which is in training mode, if that changes its logits."""
+    children = list(module.modules())
+    if any(map(is_scripted, children)) or not any(child.training for child in children):
+        return []
+    program = Program(Loan(module), (), head)
+    try:
+        plain = program.plain(ids)
+        first, second = (program.plain(ids, evaluating=False, number=number) for number in (0, 1))
+    except Exception:  # whatever a foreign forward raises: then the comparison says it
+        return []
+    if same_bits(first, plain) and same_bits(second, plain):
+        return []
+    judged = f"it is judged as it evaluates: call {name}.eval() before it is used so"
+    if same_bits(first, second):
+        gap = relative_error(first, plain)
+        return [f"{name} was given in training mode, in which its logits are off by {gap:.2g} of the largest; {judged}"]
+    return [f"{name} was given in training mode, in which its logits are random from run to run{_dropout(children)}; "
+            f"{judged}"]  # fmt: skip
+
+
+def _dropout(children: list[nn.Module]) -> str:
+    """The dropout that acts, in words; nothing if no module of torch's says so."""
+    rates = [child.p for child in children if isinstance(child, _DropoutNd) and child.training and child.p]
+    if not rates:
+        return ""
+    named = ", ".join(f"{rate:g}" for rate in sorted(set(rates)))
+    return f" (dropout of {named} in {len(rates)} module{'s' * (len(rates) > 1)})"

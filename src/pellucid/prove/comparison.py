@@ -18,16 +18,14 @@ from pellucid.prove.calling import NoLogitsError
 from pellucid.prove.causes import Cause, CauseSearch, head_of_its_own
 from pellucid.prove.copies import quietly, with_their_values, without_units, working_copy
 from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
-from pellucid.prove.ground import AsGiven, DidNotRunError, common_ground, rounded_alike
 from pellucid.prove.influence import Matching, Sensitivity, is_next_to_nothing, without_idle
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, sites_of
-from pellucid.prove.probes import Probes, named_ids
-from pellucid.prove.probing import Probing, error_words, probe_words
+from pellucid.prove.probes import Probes, Probing, error_words, named_ids, probe_words
 from pellucid.prove.program import DOUBLE, Glass, Program
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
 from pellucid.prove.runs import Runs, rows_of
-from pellucid.prove.trial import Trial
+from pellucid.prove.trial import AsGiven, DidNotRunError, Trial, common_ground, rounded_alike
 from pellucid.prove.units import N_CTX, kind_of, unit_axes
 from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, verdict_of
 from pellucid.run.model import CkptedTransformer
@@ -76,38 +74,37 @@ class Comparison:
     def report(self) -> ComparisonReport:
         """Align, run, judge."""
         self.progress("aligning parameters", 0.0)
-        alignment, units, others = self.matching.alignment(), self.matching.units, self.matching.others
-        first, added = with_changes(
-            first_changed(alignment, units, others, self.family.unseen), Sides(units, others, alignment, self.swapped)
-        )
+        self.alignment, units, others = self.matching.alignment(), self.matching.units, self.matching.others
+        changed = first_changed(self.alignment, units, others, self.family.unseen)
+        first, added = with_changes(changed, Sides(units, others, self.alignment, self.swapped))
         self.notes += [*self.matching.notes, *added.notes]
         self.progress("running both", 0.3)
-        program, other = self._program(alignment), self.other
+        program, other = self._program(), self.other
         watched = Glass(working_copy(other, program.loan.dtype)) if isinstance(other, CkptedTransformer) else program
         try:
             trial = Trial(self.reference, watched, program, self.ids, self._precise(program), self.given)
         except Exception as error:  # whatever a foreign forward raises
-            self.notes += [*notes_on(alignment, self.family.unseen, added.told), self._failure(program, error)]
-            return self._finished(alignment, [], first, explained=False)
-        alignment = self._without_idle(alignment, program)
-        self.notes += notes_on(alignment, self.family.unseen, added.told)
+            self.notes += [*notes_on(self.alignment, self.family.unseen, added.told), self._failure(program, error)]
+            return self._finished([], first, explained=False)
+        self.alignment = self._without_idle(program)
+        self.notes += notes_on(self.alignment, self.family.unseen, added.told)
         self.logits = trial.own
-        return self._judge(alignment, trial, first)
+        return self._judge(trial, first)
 
-    def _program(self, alignment: Alignment) -> Program:
+    def _program(self) -> Program:
         """The other program, and the reference, in the dtypes in which they are compared."""
         ground, other, reference = common_ground(self.reference, self.other), self.other, self.reference
         computed = {name: self.matching.others[name] for name in self.matching.computed}
-        sites, head = sites_of(alignment, other, self.schema), reference.embed.W_E.detach()
-        unseen = [unit for unit in alignment.missing if kind_of(unit) in self.family.unseen]
+        sites, head = sites_of(self.alignment, other, self.schema), reference.embed.W_E.detach()
+        unseen = [unit for unit in self.alignment.missing if kind_of(unit) in self.family.unseen]
         self.reference = without_units(working_copy(reference, ground.dtype), unseen)
         program = Program(Loan(other, ground.dtype, computed=computed), sites, self.reference.embed.W_E.detach())
-        self.mixed = ground.mixed
-        if ground.mixed:
+        self.mixed = bool(ground.note)
+        if self.mixed:
             self.notes.append(ground.note)
             self.given = AsGiven(reference, Program(Loan(other), (), head))
             if ground.dtype is None:
-                self.reference = rounded_alike(self.reference, program, alignment, self.matching.others)
+                self.reference = rounded_alike(self.reference, program, self.alignment, self.matching.others)
         return program
 
     def _failure(self, program: Program, error: Exception) -> str:
@@ -131,12 +128,12 @@ class Comparison:
             program.loan = program.loan.with_constants(self.family.adopt(made, kept))
         return made
 
-    def _without_idle(self, alignment: Alignment, program: Program) -> Alignment:
+    def _without_idle(self, program: Program) -> Alignment:
         units, others = self.matching.units, self.matching.others
-        alone = [*map(units.get, alignment.missing), *map(others.get, alignment.unexplained)]
+        alone = [*map(units.get, self.alignment.missing), *map(others.get, self.alignment.unexplained)]
         self.exact = not any(tensor is not None and is_next_to_nothing(tensor) for tensor in alone)
         batches = [self.ids, self.probes.mixed()]
-        return without_idle(alignment, program, self.matching, batches, self.family.unseen)
+        return without_idle(self.alignment, program, self.matching, batches, self.family.unseen)
 
     def _probes(self) -> Probes:
         """Ids of our own that show more than the caller's, within the positions that both sides have."""
@@ -154,7 +151,7 @@ class Comparison:
         lengths = self.lengths or [self.ids.size(1)] * self.ids.size(0)
         return [row[:length] for row, length in zip(self.ids.tolist(), lengths, strict=True)]
 
-    def _judge(self, alignment: Alignment, trial: Trial, first: Divergence | None) -> ComparisonReport:
+    def _judge(self, trial: Trial, first: Divergence | None) -> ComparisonReport:
         """Tell rounding from error by float64, find the first difference, and report."""
         self.seen = trial.single.free[LOGITS].size(1), trial.single.expected[LOGITS].size(1)
         self.progress("running both in float64", 0.5)
@@ -162,17 +159,17 @@ class Comparison:
             trial.finish().note_gradients()
         except Exception as error:  # whatever a foreign forward raises in a dtype that it was not written for
             self.notes.append(f"rounding could not be told from error: in float64 {error_words(error)}")
-            return self._finished(alignment, rows_of(trial.single, None), first, explained=False)
+            return self._finished(rows_of(trial.single, None), first, explained=False)
         self.progress("looking for the cause", 0.8)
         self._note(trial)
         if first is not None:
             rows = rows_of(trial.single, trial.double)
-            return self._finished(alignment, rows, self._of_parameters(alignment, trial, first), explained=False)
+            return self._finished(rows, self._of_parameters(trial, first), explained=False)
         further = self._probed(trial) if trial.point is None else []
         for probe in further:
             trial.double.learn(probe.double.dropped)
         rows = rows_of(trial.single, trial.double)
-        divergence, explained = self._verdict_on(alignment, trial, rows)
+        divergence, explained = self._verdict_on(trial, rows)
         if divergence is None and trial.point is not None:  # what differs is harmless, and other ids may show more
             further = self._probed(trial)
         if divergence is None and (words := trial.unsteady()) is not None:
@@ -180,18 +177,19 @@ class Comparison:
         for probe in further if divergence is None else []:
             self._note(probe)
             self.exact = False  # its logits round in another way
-            divergence, also = self._verdict_on(alignment, probe, ())
+            divergence, also = self._verdict_on(probe, ())
             explained = explained and also
             if divergence is not None:
                 rows = rows_of(probe.single, probe.double)
                 divergence = replace(divergence, detail=f"{divergence.detail}; shown on {probe_words(probe.ids)}, not "
                                                         "on the inputs given")  # fmt: skip
                 break
-        return self._finished(alignment, rows, divergence, explained=explained)
+        return self._finished(rows, divergence, explained=explained)
 
     def _note(self, trial: Trial) -> None:
         double = trial.double
-        self.blind = not bool((trial.single.expected[LOGITS].isfinite() | double.expected[LOGITS].isfinite()).any())
+        expected = trial.single.expected[LOGITS], double.expected[LOGITS]
+        self.blind = not any(bool(logits.isfinite().any()) for logits in expected)
         found = [
             *trial.program.remarks,
             *trial.notes,
@@ -201,9 +199,7 @@ class Comparison:
         ]
         self.notes += [note for note in found if note not in self.notes]
 
-    def _verdict_on(
-        self, alignment: Alignment, trial: Trial, rows: Sequence[CheckpointRow]
-    ) -> tuple[Divergence | None, bool]:
+    def _verdict_on(self, trial: Trial, rows: Sequence[CheckpointRow]) -> tuple[Divergence | None, bool]:
         """Where two programs first differ on a trial's ids; and if nowhere, whether rounding explains everything."""
         double, point = trial.double, trial.point
         odd = trial.not_finite()
@@ -227,8 +223,8 @@ class Comparison:
         strange = given.size(-1) != self.schema.sizes["d_model"] and not windows(double.expected[LOGITS], given)
         if point == LOGITS and strange:
             return divergence_at(double, point, None), False  # of another shape, which only a missing head gives
-        double, point, cause = self._search(alignment).behind(trial.precise, double, point)
-        cause = self._on_other_ids(alignment, trial, cause)
+        double, point, cause = self._search().behind(trial.precise, double, point)
+        cause = self._on_other_ids(trial, cause)
         if point is None:
             if not double.undecided:
                 return None, trial.settled
@@ -236,12 +232,12 @@ class Comparison:
             self.notes.append(f"nothing here depends on {', '.join(where)}, which differs: try a longer text")
             return None, False
         double_run = trial.own[1].dtype == torch.float64  # by the caller, too
-        if rows and all(row.bit_equal for row in rows) and alignment.complete and not double_run:
+        if rows and all(row.bit_equal for row in rows) and self.alignment.complete and not double_run:
             self.notes.append(f"equal to the bit, but in float64 they differ: {divergence_at(double, point, cause)}")
             return None, True
         return divergence_at(double, point, cause), False
 
-    def _on_other_ids(self, alignment: Alignment, trial: Trial, cause: Cause | None) -> Cause | None:
+    def _on_other_ids(self, trial: Trial, cause: Cause | None) -> Cause | None:
         """A cause that a probe does not contradict; if it does, the one that the probe shows, or what is left of it.
 
         On few ids two mistakes may compute the same: a window as long as the text, and a first token that is hidden.
@@ -259,7 +255,7 @@ class Comparison:
             return cause
         with contextlib.suppress(Exception):  # whatever a foreign forward raises when it is watched
             further = trial.on(ids).finish()
-            search = CauseSearch(self.family, alignment, self.matching.others, [])
+            search = CauseSearch(self.family, self.alignment, self.matching.others, [])
             other = search.behind(further.precise, further.double, further.point or LOGITS)[2]
             if other is not None and other.complete:
                 return other
@@ -274,14 +270,14 @@ class Comparison:
         self.notes += probing.notes
         return made
 
-    def _search(self, alignment: Alignment) -> CauseSearch:
-        return CauseSearch(self.family, alignment, self.matching.others, self.notes)
+    def _search(self) -> CauseSearch:
+        return CauseSearch(self.family, self.alignment, self.matching.others, self.notes)
 
-    def _of_parameters(self, alignment: Alignment, trial: Trial, first: Divergence) -> Divergence:
+    def _of_parameters(self, trial: Trial, first: Divergence) -> Divergence:
         """The first parameter that differs, and whether the programs are the same apart from the parameters."""
         double = trial.double
-        changed = [match for match in alignment.matches if not match.comparison.bit_equal]
-        if (head := head_of_its_own(trial.precise, alignment, self.matching.others, double)) is not None:
+        changed = [match for match in self.alignment.matches if not match.comparison.bit_equal]
+        if (head := head_of_its_own(trial.precise, self.alignment, self.matching.others, double)) is not None:
             return replace(first, cause=f"{head.words}: {head.extent}")
         if changed and not double.is_wrong(double.free, LOGITS):
             self.notes.append("other parameters, the same logits: in float64 they agree but for rounding")
@@ -297,29 +293,29 @@ class Comparison:
         if point is None:
             self.notes.append("with the other model's values in the reference, everything agrees")
         else:
-            runs, point, cause = self._search(alignment).behind(adopted, runs, point)
+            runs, point, cause = self._search().behind(adopted, runs, point)
             if point is not None:
                 self.notes.append(f"with the other model's values in the reference, they still differ at "
                                   f"{divergence_at(runs, point, cause)}")  # fmt: skip
         return first
 
     def _finished(
-        self, alignment: Alignment, rows: list[CheckpointRow], divergence: Divergence | None, *, explained: bool
+        self, rows: list[CheckpointRow], divergence: Divergence | None, *, explained: bool
     ) -> ComparisonReport:
-        parameters = rows_of_parameters(alignment, swapped=self.swapped)
+        parameters = rows_of_parameters(self.alignment, swapped=self.swapped)
         exact = self.exact and not self.mixed and self.seen[0] == self.seen[1]
-        verdict = verdict_of(alignment, rows, divergence, may_be_identical=exact, rounding_explains=explained)
+        verdict = verdict_of(self.alignment, rows, divergence, may_be_identical=exact, rounding_explains=explained)
         return ComparisonReport(
             verdict=verdict if (rows and not self.blind) or divergence else "inconclusive",
             parameters=parameters,
             checkpoints=tuple(rows),
             ckpts=self.schema.names,
             first_divergence=divergence,
-            alignment=alignment,
+            alignment=self.alignment,
             notes=tuple(dict.fromkeys(self.notes)),
             logits_seen=self.seen,
             reach=self.reach or self.probes.reach(),
             distance=distance_of(self.logits, self._rows(), relative_changes(parameters), swapped=self.swapped),
             reference="B" if self.swapped else "A",
-            probe=Sensitivity(self.reference, self.other, self.ids, alignment if self.tensors is None else None),
+            probe=Sensitivity(self.reference, self.other, self.ids, self.alignment if self.tensors is None else None),
         )

@@ -19,8 +19,9 @@ from pellucid.family.layout import HEAD as UNEMBED
 from pellucid.prove.about import distance_of
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
-from pellucid.prove.comparison import Comparison
+from pellucid.prove.comparison import Comparison, Progress
 from pellucid.prove.divergences import Sides, first_changed, rows_more, with_changes
+from pellucid.prove.held import filled, held_in
 from pellucid.prove.report import ComparisonReport, Divergence, ParameterRow, describe_difference, relative_changes
 from pellucid.prove.sides import Pair, Side, reference_of, references_of, unknown
 from pellucid.prove.tensors import TensorComparison, compare_tensors, known_buffers
@@ -36,13 +37,14 @@ BY_VALUE = "one layout is not known: its tensors were found by their values, and
 Tensors = Mapping[str, Tensor]
 
 
-def compare_with_dict(pair: Pair, ids: Tensor, lengths: tuple[int, ...] = ()) -> ComparisonReport:
+def compare_with_dict(pair: Pair, ids: Tensor, lengths: tuple[int, ...], progress: Progress) -> ComparisonReport:
     """Compare a model with a state dict; it is run, too, if its layout is known and its sizes are the model's."""
     assert not isinstance(pair.other, torch.nn.Module)
     reference, tensors = pair.reference, pair.other
     runnable = reference_of(tensors, reference.config.replace(tie_word_embeddings=True))  # a head that differs unties
     if runnable is not None:
-        report = Comparison(reference, runnable, ids, pair.swapped, tensors=tensors, lengths=lengths).report()
+        made = Comparison(reference, runnable, ids, pair.swapped, tensors, progress, lengths=lengths)
+        report = made.report()
         note = "the state dict was run in the layout that its names have, with the reference's configuration"
         return replace(report, notes=(note, *report.notes))
     known = reference_of(tensors)
@@ -58,7 +60,9 @@ def compare_unrecognised(a: Side, b: Side) -> ComparisonReport:
         if isinstance(module, torch.nn.Module) and not isinstance(tensors, torch.nn.Module):
             reference = reference_of(tensors)
             if reference is not None:
-                report = _best_of_heads(reference, tensors, module.state_dict(), swapped=swapped)
+                found = {name: filled(tensor) for name, tensor in held_in(module)[0].items()}
+                held = {name: tensor for name, tensor in found.items() if tensor is not None}
+                report = _best_of_heads(reference, tensors, held, swapped=swapped)
                 note = "the module was not recognised as a GPT-2 by what it computes: give the model that the state " \
                        "dict is of"  # fmt: skip
                 return replace(

@@ -73,8 +73,10 @@ def _inside(value: Any, name: str, seen: set[int], deep: int) -> dict[str, Tenso
         items = cast(Mapping[Any, Any], value)
     elif isinstance(value, (list, tuple)):
         items = dict(enumerate(cast("Sequence[Any]", value)))
-    elif isinstance(value, SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+    elif isinstance(value, SimpleNamespace):
         items = vars(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):  # which may have slots
+        items = {field.name: attribute(value, field.name) for field in dataclasses.fields(value)}
     found: dict[str, Tensor] = {}
     for key, item in items.items():
         found |= _inside(item, f"{name}.{key}", seen, deep - 1)

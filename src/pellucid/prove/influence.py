@@ -23,12 +23,11 @@ from pellucid.prove.aligning import NEAR, align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.copies import is_scripted
 from pellucid.prove.held import Computed, all_in, computed_in, filled, held_in, hidden_in, with_computed
-from pellucid.prove.lending import Loan
+from pellucid.prove.lending import Loan, read_in
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import DOUBLE, Program, WatchedModel
 from pellucid.prove.tensors import compare_tensors, known_buffers
 from pellucid.prove.units import N_CTX, is_in_another_block, kind_of, unit_axes, units_of
-from pellucid.prove.valueless import read_in
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
 
@@ -194,7 +193,8 @@ class Sensitivity:
         own = {places[name]: _double(tensors[name]) for name in places}  # to be written to
         sites = sites_of(alignment, self.other, self.reference.schema)
         constants = {name: own.get(id(tensors[name]), tensors[name]) for name in computed}
-        program = Program(Loan(self.other, replaced=own, computed=constants), sites, self.reference.embed.W_E.detach())
+        loan = Loan(self.other, computed=constants).replacing(own)
+        program = Program(loan, sites, self.reference.embed.W_E.detach())
         try:
             base = program.run(self.ids, None, DOUBLE)
         except Exception:  # whatever a foreign forward raises in a dtype that it was not written for

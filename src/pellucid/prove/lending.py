@@ -1,4 +1,4 @@
-"""The caller's own modules, lent for a run.
+"""The caller's own modules, lent for a run, and which of their tensors a run reads.
 
 What runs is what the caller runs, and all of it comes back as it was. A deep copy is not always the same program:
 functions are not copied, so a closure over the caller's modules (minGPT's MLP, a wrapped forward) runs those, in the
@@ -9,15 +9,29 @@ buffers and attributes, and the parameters that something writes into.
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from pellucid.prove.copies import UNCHANGING, Moved, copied, is_compiled, is_scripted, writes_as_it_looks_up
-from pellucid.prove.held import hold
+from pellucid.numerics.dispatch import DispatchMode
+from pellucid.prove.calling import working_call
+from pellucid.prove.copies import (
+    CONTAINERS,
+    UNCHANGING,
+    Moved,
+    copied,
+    eagerly,
+    is_compiled,
+    is_scripted,
+    undisturbed,
+    writes_as_it_looks_up,
+)
+from pellucid.prove.held import all_in, has_memory, hold
 
 
 class Loan:
@@ -26,28 +40,23 @@ class Loan:
     Args:
         module: The caller's.
         dtype: The dtype of the floating parameters and buffers during a run; None keeps theirs.
-        replaced: Parameters by the id of the caller's in whose place they stand.
         computed: Weights that the module computes, by name: constants in a run in another dtype than the module's own.
-        constants: What stands, in a float64 run, in the place of tensors that are no parameters, by their id.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        dtype: torch.dtype | None = None,
-        replaced: Mapping[int, nn.Parameter] | None = None,
-        computed: Mapping[str, Tensor] | None = None,
-        constants: Mapping[int, Tensor] | None = None,
+        self, module: nn.Module, dtype: torch.dtype | None = None, computed: Mapping[str, Tensor] | None = None
     ) -> None:
         self.module = module
         self.dtype = dtype
-        self.computed, self.constants = dict(computed or {}), dict(constants or {})
-        moved, given = Moved(), dict(replaced or {})
-        for parameter in module.parameters():
-            held = moved.instead(parameter, dtype)
-            if held is not None:
-                given.setdefault(id(parameter), nn.Parameter(held, parameter.requires_grad))
-        self.replaced = given
+        self.computed: Mapping[str, Tensor] = computed or {}
+        self.constants: Mapping[int, Tensor] = {}
+        moved = Moved()
+        # what stands in the place of the caller's parameters, by their id
+        self.replaced: dict[int, nn.Parameter] = {
+            id(parameter): nn.Parameter(held, parameter.requires_grad)
+            for parameter in module.parameters()
+            if (held := moved.instead(parameter, dtype)) is not None
+        }
 
     def _written(self) -> list[nn.Parameter]:
         """The caller's parameters that something writes into as it evaluates, so that each run has its own."""
@@ -56,17 +65,22 @@ class Loan:
 
     def replacing(self, parameters: Mapping[int, nn.Parameter]) -> Loan:
         """The same with some parameters in the place of the caller's."""
-        return Loan(self.module, self.dtype, {**self.replaced, **parameters}, self.computed, self.constants)
+        made = copy.copy(self)
+        made.replaced = {**self.replaced, **parameters}
+        return made
 
     def doubled(self) -> Loan:
         """The same with every parameter in float64."""
         held = {id(p): self.replaced.get(id(p), p) for p in self.module.parameters() if p.is_floating_point()}
-        made = {key: _like(parameter, torch.float64) for key, parameter in held.items()}
-        return Loan(self.module, torch.float64, {**self.replaced, **made}, self.computed, self.constants)
+        made = self.replacing({key: _like(parameter, torch.float64) for key, parameter in held.items()})
+        made.dtype = torch.float64
+        return made
 
     def with_constants(self, constants: Mapping[int, Tensor]) -> Loan:
         """The same with other tensors in float64 runs in the place of some that are no parameters, by their id."""
-        return Loan(self.module, self.dtype, self.replaced, self.computed, constants)
+        made = copy.copy(self)
+        made.constants = constants
+        return made
 
     @contextmanager
     def taken(self, *, double: bool = False) -> Generator[nn.Module]:
@@ -149,3 +163,82 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return copied(value, memo)
     except Exception:  # whatever a foreign __deepcopy__ raises
         return value
+
+
+class _Reader(DispatchMode):
+    """Sees which memory is read, and whether anything computes with a tensor on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+        self.empty = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        tensors = [one for one in tree_leaves((args, given)) if isinstance(one, Tensor)]
+        self.empty |= any(tensor.is_meta for tensor in tensors)
+        self.read |= {tensor.untyped_storage().data_ptr() for tensor in tensors if has_memory(tensor)}
+        return func(*args, **given)
+
+
+def runs_without_meta(module: nn.Module) -> bool:
+    """Whether a module runs on two ids, and nothing in the run reads a tensor on the meta device."""
+    with Loan(module).taken() as lent:
+        reader = _reader_of(lent)
+    return reader is not None and not reader.empty
+
+
+def read_in(module: nn.Module) -> set[str] | None:
+    """The names of the tensors that a run of two ids reads; None if the module does not run so."""
+    with Loan(module).taken() as lent:
+        reader, held = _reader_of(lent), all_in(lent)[0]
+        if reader is None:
+            return None
+        known = {name: tensor for name, tensor in held.items() if has_memory(tensor)}
+        read = {name for name, tensor in known.items() if tensor.untyped_storage().data_ptr() in reader.read}
+    return read | (held.keys() - known.keys())
+
+
+def _reader_of(lent: nn.Module) -> _Reader | None:
+    """What a run of two ids reads; None if the module raises."""
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    ids = ids.to(next((p.device for p in lent.parameters() if not p.is_meta), ids.device))
+    with torch.no_grad(), eagerly(), undisturbed(lent), _Reader() as reader:
+        try:
+            working_call(lent, ids)
+        except Exception:  # whatever a foreign forward raises
+            return None
+    return reader
+
+
+MOST_NUMBERS = 1 << 20
+"""Of how many numbers a tensor that is no parameter is looked at, to see whether a run changes it."""
+
+_BY_IDENTITY = (nn.Module, types.FunctionType, types.BuiltinFunctionType, type, torch.dtype, torch.device)
+
+
+def snapshot(module: nn.Module) -> tuple[Any, ...] | None:
+    """All that a lent module keeps from one run to the next, to be compared with a later one; None if it is not known.
+
+    What is kept elsewhere, such as by a closure, is not in it.
+    """
+    try:
+        return (torch.get_rng_state().numpy().tobytes(), *(_values(vars(child)) for child in module.modules()))
+    except Exception:  # whatever reading a foreign attribute raises
+        return None
+
+
+def _values(held: Any) -> Any:
+    """What something holds, in numbers and identities; `ValueError` if it may hold more."""
+    if isinstance(held, nn.Parameter):
+        return id(held), held._version
+    if isinstance(held, Tensor) and has_memory(held) and held.numel() <= MOST_NUMBERS:
+        return id(held), held.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+    if type(held) in CONTAINERS:
+        items = held.items() if isinstance(held, dict) else held
+        return type(held), tuple(_values(item) for item in items)
+    if type(held) not in UNCHANGING and not isinstance(held, _BY_IDENTITY):
+        raise ValueError(type(held))
+    return held

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from pellucid.html.page import Cell, Details, HeatStrip, Page, PlainTable, RowGroup, Section, Text, anchor
+from pellucid.numerics.rounding import BEYOND_ROUNDING
+from pellucid.prove.points import block_of
 
 if TYPE_CHECKING:
     from pellucid.prove.report import CheckpointRow, ComparisonReport, ParameterRow
-
-ROUNDING = 1e-10
-"""Relative error in float64 that rounding never reaches."""
 
 CHECKPOINTS, PARAMETERS = "Checkpoints", "Parameters"
 R = TypeVar("R")
@@ -76,7 +75,7 @@ def _cell(row: CheckpointRow | None) -> Cell | None:
         return None
     error = row.fp64_local if row.fp64_local is not None else row.fp32_local if row.fp32_local is not None else row.fp32
     words = f"{row.name}: {_number(error)}"
-    if error > ROUNDING or math.isnan(error):
+    if error > BEYOND_ROUNDING or math.isnan(error):
         return _error_cell(error, words)
     return Cell("=", f"{row.name}: equal to the bit") if row.bit_equal else Cell("≈", f"{words}, which is rounding")
 
@@ -85,7 +84,7 @@ def _error_cell(error: float, words: str) -> Cell:
     if not math.isfinite(error):
         return Cell("!", words, 1.0)
     power = math.log10(error)
-    return Cell(f"{math.floor(power)}", words, min(max((power - math.log10(ROUNDING)) / 10, 0.0), 1.0))
+    return Cell(f"{math.floor(power)}", words, min(max((power - math.log10(BEYOND_ROUNDING)) / 10, 0.0), 1.0))
 
 
 def _checkpoint_table(report: ComparisonReport) -> Details:
@@ -138,20 +137,14 @@ def _parameter(row: ParameterRow) -> tuple[str, ...]:
 def _grouped(rows: Sequence[R], names: Sequence[str]) -> list[tuple[str, list[R]]]:
     """The rows of each block, after those of none."""
     groups: dict[str, list[R]] = {}
-    for row, name in sorted(zip(rows, names, strict=True), key=lambda pair: _block_of(pair[1])):
+    for row, name in sorted(zip(rows, names, strict=True), key=lambda pair: block_of(pair[1])):
         groups.setdefault(_group_of(name), []).append(row)
     return list(groups.items())
 
 
 def _group_of(name: str) -> str:
-    block = _block_of(name)
+    block = block_of(name)
     return OUTSIDE if block < 0 else f"block {block}"
-
-
-def _block_of(name: str) -> int:
-    """The block of a checkpoint or a parameter; -1 outside of them."""
-    parts = name.split(".")
-    return int(parts[1]) if parts[0] == "blocks" and len(parts) > 1 and parts[1].isdigit() else -1
 
 
 def _yes(value: bool) -> str:

@@ -1,17 +1,17 @@
 """Ids of our own that show more of a program than its caller's do, and what of its inputs a comparison covers.
 
-A verdict holds for what was run. So beside the caller's ids run: two rows shorter than the context, which show what
-runs over the batch, with the ids that the program itself names; every id and every position, if the model is small
-enough; and else every id and every position as far as the first block, and every position of one text through as many
-blocks as are quick.
+A verdict holds for what was run. So once nothing differs on the caller's ids, others run: two rows shorter than the
+context, which show what runs over the batch, with the ids that the program itself names; rows of few tokens; every id
+and every position, if the model is small enough; and else every id and every position as far as the first block, and
+every position of one text through as many blocks as are quick.
 """
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from pellucid.check import attribute
 from pellucid.family.network import Run
-from pellucid.numerics.rounding import BEYOND_ROUNDING, same_bits, size_of
+from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, same_bits, size_of
 from pellucid.prove.about import Reach
+from pellucid.prove.causes import COARSE
 from pellucid.prove.copies import quietly
-from pellucid.prove.program import DOUBLE, Conditions, Program
-from pellucid.run.model import CkptedTransformer
+from pellucid.prove.held import has_memory
+from pellucid.prove.points import LOGITS
+from pellucid.prove.program import DOUBLE, Conditions, Glass
+from pellucid.prove.trial import MARGIN, Trial, step_of
 
 SHORT = 3
 """Up to how many tokens every length is tried: two or three are what people look at by hand."""
@@ -154,35 +157,115 @@ class Probes:
         return Reach((ids, self.vocabulary), (min(self.longest, self.positions), self.positions), beyond)
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """The first blocks of two programs, or what enters them: of every id, or at every position."""
+@dataclass
+class Probing:
+    """Runs of two programs beside a trial of them."""
 
-    reference: CkptedTransformer  # a working copy
-    program: Program  # the other program
-    point: str  # where it shows what enters the block that no longer runs
-    end: int = 0  # the number of that block
-    # whether the program is known to round in another way, so that no run tells whether all bits are equal
-    rounds: bool = False
+    trial: Trial
+    probes: Probes
+    reach: Reach = field(default_factory=Reach)  # what of the model's inputs was compared; known after `trials`
+    notes: list[str] = field(default_factory=list)  # what could not be run
 
-    def first_wrong(self, ids: Tensor) -> Tensor | None:
+    def trials(self) -> list[Trial]:
+        """Trials on the probes, without those whose logits are equal to the bit."""
+        tried = [self._on(ids) for ids in self.probes.batches()]
+        runs_others = len(self.probes.ran) > 1
+        tried += [self._on(ids) for ids in self._short()] if runs_others else []
+        self.reach = self.probes.reach()
+        if self.reach.partial and runs_others:
+            odd = self._entrance()
+            odd = self._deep() if odd is None else odd
+            tried += [] if odd is None else [self._on(odd)]
+        return [made for made in tried if made is not None]
+
+    def _short(self) -> Iterator[Tensor]:
+        """Short rows of which the program's logits may be off by more than rounding; a trial says whether they are."""
+        observed = relative_error(self.trial.single.free[LOGITS], self.trial.single.expected[LOGITS])
+        limit = min(COARSE, MARGIN * max(step_of(self.trial.plain.dtype), observed))
+        for rows, lengths in self.probes.short():
+            # What a row begins with has these logits, too: no query sees later keys.
+            expected = Glass(self.trial.reference).logits(rows)
+            for length in lengths:
+                ids = rows[:, :length] if length == rows.size(1) else rows[: length + 1, :length]  # never square
+                with contextlib.suppress(Exception):  # whatever a foreign forward raises: traced ones take one length
+                    if relative_error(self.trial.program.plain(ids), expected[: len(ids), :length]) > limit:
+                        yield ids
+
+    def _entrance(self) -> Tensor | None:
+        """A text at whose end what enters the first block differs, of every id and position; None if there is none."""
+        length = min(self.probes.positions, AT_ONCE)
+        what = "ids and positions" if length == self.probes.positions else "ids"
+        ids = self.probes.every(-(-self.probes.vocabulary // length), length)
+        return self._beginning(ids, 0, f"for all {what} what enters the first block")
+
+    def _deep(self) -> Tensor | None:
+        """A text longer than those that ran, at whose end what leaves one of the first blocks differs; None if none."""
+        blocks, length = self.probes.deep()
+        if not blocks:
+            return None
+        of = len(self.trial.reference.schema.blocks)
+        words = f"at {length:,} positions what leaves the first {blocks} of {of} blocks"
+        return self._beginning(self.probes.every(1, length), blocks, words)
+
+    def _beginning(self, ids: Tensor, end: int, words: str) -> Tensor | None:
+        """The first of these texts at whose end what would enter a block differs, and its reach in words."""
+        shown, names = self.trial.double.points(), (f"blocks.{end}.resid_pre", f"blocks.{end - 1}.resid_post")
+        places = [p for site in self.trial.program.sites for p in site.points if self.trial.double.ckpt(p) in names]
+        point = next((p for p in places if p in shown or self.trial.double.certain), None)
+        if point is None:
+            return None
+        try:
+            odd = self._first_wrong(ids, point, end)
+        except Exception as error:  # whatever a foreign forward raises
+            self.notes.append(f"{words} could not be compared: {error_words(error)}")
+            return None
+        before = self.reach.beyond
+        self.reach = self.probes.reach(f"{before}; {words}" if before else words)
+        return odd
+
+    def _first_wrong(self, ids: Tensor, point: str, end: int) -> Tensor | None:
         """The first text [1, P] of these at whose end the two differ by more than rounding; None if they do not."""
+        rounds = bool(end) and (self.probes.in_halves or not self.trial.bit_equal)  # no run tells that bits are equal
         for part in ids.split(max(AT_ONCE // ids.size(1), 1)):
-            if not self.rounds and same_bits(*self._both(part, Conditions())):
+            if not rounds and same_bits(*self._both(part, point, end, Conditions())):
                 continue
-            given, expected = self._both(part, DOUBLE)
+            given, expected = self._both(part, point, end, DOUBLE)
             gap = ~((given - expected).abs() <= BEYOND_ROUNDING * size_of(expected)).all(-1)
             if bool(gap.any()):
                 row, place = gap.nonzero()[0].tolist()
                 return part[row : row + 1, : place + 1]
         return None
 
-    def _both(self, ids: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        given = self.program.until(self.point, ids, conditions)
+    def _both(self, ids: Tensor, point: str, end: int, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """What would enter block `end` of the program, where it shows it, and of the reference."""
+        given = self.trial.program.until(point, ids, conditions)
         assert given is not None  # it was shown when the caller's ids ran
+        reference = self.trial.precise if conditions.double else self.trial.reference
         places = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
-        with quietly(self.reference, double=conditions.double):
-            return given, self.reference(Run(ids, places, end=self.end))
+        with quietly(reference, double=conditions.double):
+            return given, reference(Run(ids, places, end=end))
+
+    def _on(self, ids: Tensor) -> Trial | None:
+        """A trial like another on other ids; None if it shows nothing, since its logits are equal to the bit."""
+        try:
+            made = self.trial.on(ids)
+            finished = None if made.bit_equal else made.finish()
+        except Exception as error:  # whatever a foreign forward raises
+            self.notes.append(f"{probe_words(ids)} could not be run, so that the verdict does not cover it: "
+                              f"{error_words(error)}")  # fmt: skip
+            return None
+        self.probes.ran.append(ids)
+        return finished if finished is None or self.trial.point is not None else finished.shortened()
+
+
+def probe_words(ids: Tensor) -> str:
+    """What a batch is called."""
+    return f"a probe of {ids.size(0)} x {ids.size(1)} ids"
+
+
+def error_words(error: Exception) -> str:
+    """What a program raised, in a line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def named_ids(module: nn.Module, vocabulary: int, *, in_code: bool = False) -> list[int]:
@@ -214,20 +297,25 @@ def _numbers(value: Any, seen: set[int]) -> Iterator[int]:
     if type(value) is int:
         yield value
     elif isinstance(value, Tensor):
-        if value.numel() <= FEW and value.dtype in (torch.int64, torch.int32) and not value.is_meta:
+        whole = value.dtype in (torch.int64, torch.int32) and has_memory(value) and not value.is_meta
+        if whole and value.numel() <= FEW:
             yield from value.flatten().tolist()
-    elif isinstance(value, (tuple, list, set, frozenset)) and len(value) <= FEW:
-        for item in cast(Iterable[Any], value):
-            yield from _numbers(item, seen)
     elif isinstance(value, types.CodeType):
         for constant in value.co_consts:
             yield from _numbers(constant, seen)
     elif isinstance(value, types.MethodType):
         yield from _numbers(value.__func__, seen)
-    elif isinstance(value, types.FunctionType) and not _is_library(value.__module__) and id(value) not in seen:
+    elif id(value) in seen:
+        return
+    elif isinstance(value, (tuple, list, set, frozenset)) and len(value) <= FEW:
+        seen.add(id(value))
+        for item in cast(Iterable[Any], value):
+            yield from _numbers(item, seen)
+    elif isinstance(value, types.FunctionType) and not _is_library(value.__module__):
         seen.add(id(value))
         yield from _numbers(value.__code__, seen)
         for name in value.__code__.co_names:
             yield from _numbers(value.__globals__.get(name), seen)
-        for variable in inspect.getclosurevars(value).nonlocals.values():
-            yield from _numbers(variable, seen)
+        for cell in value.__closure__ or ():
+            with contextlib.suppress(ValueError):  # of a variable that was deleted
+                yield from _numbers(cell.cell_contents, seen)

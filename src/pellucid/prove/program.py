@@ -16,15 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pellucid.family.families import FAMILIES
 from pellucid.numerics.products import is_batched
-from pellucid.prove.calling import TURNED, Call, calls, guesses, read_answer, working_call
+from pellucid.prove.calling import TURNED, Call, calls, guesses, is_headless, read_answer, working_call
 from pellucid.prove.copies import eagerly, is_scripted, quietly, seed, undisturbed
-from pellucid.prove.lending import Loan
+from pellucid.prove.lending import Loan, snapshot
 from pellucid.prove.points import LOGITS, ModuleSite
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import without_pads
-from pellucid.weights.foreign import unwrapped
 
 Values = Mapping[str, Tensor]
 
@@ -40,7 +38,7 @@ class Conditions:
     noise: float = 0.0
 
 
-DOUBLE = Conditions(double=True)
+PLAIN, DOUBLE = Conditions(), Conditions(double=True)
 
 
 class WatchedModel(Protocol):
@@ -66,6 +64,11 @@ class Glass:
         with quietly(self.model, double=conditions.double):
             logits = self.model(without_pads(ids.to(self.model.device)), tap)
         return {**tap.values, LOGITS: logits}
+
+    def logits(self, ids: Tensor, *, double: bool = False) -> Tensor:
+        """The logits alone, which are the same to the bit."""
+        with quietly(self.model, double=double):
+            return self.model(without_pads(ids.to(self.model.device)))
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ class Program:
         narrow = conditions.double and logits.dtype == torch.float32
         if (recorder.elsewhere or narrow) and not self.threaded:
             self.threaded = True
-            return self.run(ids, forced, conditions) if conditions.double else {**recorder.values(), LOGITS: logits}
+            if conditions.double:
+                return self.run(ids, forced, conditions)
         return {**recorder.values(), LOGITS: logits}
 
     def until(self, point: str, ids: Tensor, conditions: Conditions = Conditions()) -> Tensor | None:
@@ -156,34 +160,39 @@ class Program:
         evaluating: bool = True,
         number: int = 0,
     ) -> list[Tensor]:
-        """As `plain`, the logits of several runs, each on what the one before left in the program."""
+        """As `plain`, the logits of several runs, each on what the one before left in the program.
+
+        Where that is nothing, the same tensor of ids gives what it gave.
+        """
         loan = self.loan.doubled() if double else self.loan
         given = {child: child.training for child in loan.module.modules()} if not evaluating else {}
-        with (
-            loan.taken(double=double) as module,
-            undisturbed(module, double=double),
-            torch.set_grad_enabled(gradients),
-        ):
+        with loan.taken(double=double) as module, undisturbed(module, double=double), torch.set_grad_enabled(gradients):
             for child, training in given.items():
                 child.training = training
             seed(number)
-            return [self._logits(self._output(module, ids), ids) for ids in batches]
+            begin = snapshot(module) if len(batches) > 1 else None
+            steady, found, answers = begin is not None, dict[int, Tensor](), list[Tensor]()
+            for ids in batches:
+                if steady and id(ids) in found:
+                    answers.append(found[id(ids)])
+                    continue
+                answers.append(self._logits(self._output(module, ids), ids))
+                found |= {id(ids): answers[-1]} if steady else {}
+                steady = begin is not None and snapshot(module) == begin
+            return answers
 
     def failure(self, ids: Tensor, error: Exception) -> str:
         """What a run raises, and in which module; `error` itself if a run with hooks raises nothing."""
         entered: list[str] = []
 
-        def entering(path: str) -> Callable[..., None]:
-            return lambda *_: entered.append(path)
-
         def leaving(*_: Any) -> None:
             entered.pop()
 
         with self.loan.taken() as module, torch.no_grad(), eagerly(), undisturbed(module):
-            call = self.call or next(calls(module))[0]
+            call, ids = self.call or next(calls(module))[0], _taken_by(module, ids)
             for path, child in module.named_modules():
                 if not is_scripted(child):
-                    child.register_forward_pre_hook(entering(path))
+                    child.register_forward_pre_hook(lambda *_, path=path: entered.append(path))
                     child.register_forward_hook(leaving)
             try:
                 call(module, ids)
@@ -194,8 +203,7 @@ class Program:
         return f"{where}{type(error).__name__}: {first}{guesses(self.loan.module)}"
 
     def _output(self, module: nn.Module, ids: Tensor) -> Any:
-        places = (parameter.device for parameter in module.parameters() if not parameter.is_meta)
-        ids = without_pads(ids.to(next(places, ids.device)))
+        ids = _taken_by(module, ids)
         if self.call is None:
             self.call, words, output = working_call(module, ids)
             self.remarks |= {words: None} if words else {}
@@ -215,23 +223,10 @@ class Program:
         return answer.values.detach().clone()
 
 
-@dataclass(frozen=True)
-class Unwatched:
-    """A program of which nothing but its logits is looked at, in runs without any instrument."""
-
-    program: Program  # what runs
-    gradients: bool = False  # whether gradients are enabled
-
-    def run(
-        self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
-    ) -> dict[str, Tensor]:
-        return {LOGITS: self.program.plain(ids, double=conditions.double, gradients=self.gradients)}
-
-
-def is_headless(module: nn.Module) -> bool:
-    """Whether a module is of a class of transformers' that gives hidden states, and leaves the head to its caller."""
-    bases, kinds = {family.in_transformers.base for family in FAMILIES}, type(unwrapped(module)).__mro__
-    return any(kind.__name__ in bases and kind.__module__.startswith("transformers.") for kind in kinds)
+def _taken_by(module: nn.Module, ids: Tensor) -> Tensor:
+    """Ids where a module is, none of which a model of ours takes for a pad."""
+    places = (parameter.device for parameter in module.parameters() if not parameter.is_meta)
+    return without_pads(ids.to(next(places, ids.device)))
 
 
 class _EndedError(BaseException):
@@ -251,6 +246,8 @@ class _Recorder:
         self.home, self.elsewhere = threading.get_ident(), False
 
     def watch(self, number: int, site: ModuleSite, module: nn.Module) -> None:
+        if self.last and self.last not in site.points:
+            return
         self.sites[number] = site
 
         def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pellucid.check import attribute
-from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError
+from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError, shown
 from pellucid.extras import need
 from pellucid.family.families import FAMILIES, family_of
 from pellucid.family.json_config import Config
@@ -26,7 +26,6 @@ from pellucid.prove.held import computed_in, computes, filled, with_computed
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import DOUBLE, Glass, Program
-from pellucid.prove.valueless import with_values
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Inputs
 from pellucid.text.batching import Batcher
@@ -90,6 +89,20 @@ def opened(side: Any, options: LoadOptions = STORED) -> Opened:
     )
 
 
+def with_values(tensor: Tensor, name: str) -> Tensor:
+    """A tensor with every value in memory, a sparse or quantized one multiplied out."""
+    if tensor.is_meta or nn.parameter.is_lazy(tensor):  # refused by `require_values`, which says more
+        return tensor
+    made = filled(tensor)
+    if made is None:
+        raise InputError(
+            f"compare: {shown(name)} is a {type(tensor).__name__} whose values cannot be read one by one.",
+            code="compare-no-values",
+            remedy="Give plain tensors; of a nested one, its parts: tensor.unbind().",
+        )
+    return made
+
+
 def _load(name: str | Path, options: LoadOptions) -> CkptedTransformer:
     return load(name, dtype=options.dtype, config=options.config, ignore_config=options.ignore_config)
 
@@ -106,7 +119,7 @@ def _from_transformers(name: str, options: LoadOptions) -> Opened:
     config, dtype = whole_config(options), parse_dtype(options.dtype)
     transformers = need("transformers", "compare: hf:", "AutoModelForCausalLM")
     messages = transformers.utils.logging
-    shown = messages.is_progress_bar_enabled()
+    showing = messages.is_progress_bar_enabled()
     try:
         messages.disable_progress_bar()  # progress is the caller's to show
         fields = config if config is None or isinstance(config, Mapping) else config.to_dict()
@@ -123,7 +136,7 @@ def _from_transformers(name: str, options: LoadOptions) -> Opened:
             remedy="Give a folder or a hub id with config.json and weights that transformers reads.",
         ) from error
     finally:
-        if shown:
+        if showing:
             messages.enable_progress_bar()
 
 
@@ -283,7 +296,7 @@ def _tried(module: nn.Module, reading: Iterator[tuple[Any, Weights]]) -> CkptedT
         with torch.no_grad():
             if relative_error(observed, model(ids).double()) > FAR:
                 continue
-        error = relative_error(observed, Glass(model).run(ids, None, DOUBLE)[LOGITS])
+        error = relative_error(observed, Glass(model).logits(ids, double=True))
         if error < BEYOND_ROUNDING:
             return model
         if error < distance:

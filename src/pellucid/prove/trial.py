@@ -3,23 +3,32 @@
 Looking can change what a program computes: torch's fused encoder layers and attention, compiled modules and patched
 forwards run other code if hooks, modes or gradients are. So the logits that are judged are those of a run without
 any instrument; if they are not the watched run's to the bit, float64 says whether the two are one function.
+
+Programs of two dtypes are compared on common ground, else nothing would be equal. But each also runs once as it is,
+with nothing converted: one that cannot is no model, and one whose own arithmetic leaves the range of its dtype gives no
+logits.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_leaves
 
+from pellucid.numerics.dispatch import DispatchMode
 from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, same_bits, size_of
-from pellucid.prove.copies import is_scripted, working_copy
+from pellucid.prove.alignment import Alignment
+from pellucid.prove.calling import NoLogitsError
+from pellucid.prove.copies import is_scripted, parameter_dtypes, with_their_values, working_copy
 from pellucid.prove.divergences import is_before
-from pellucid.prove.ground import AsGiven, coarsest_in, step_of
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS
-from pellucid.prove.program import DOUBLE, Conditions, Glass, Program, Unwatched, WatchedModel
+from pellucid.prove.program import DOUBLE, PLAIN, Conditions, Glass, Program, Values, WatchedModel
 from pellucid.prove.runs import Runs
 from pellucid.run.model import CkptedTransformer
 
@@ -32,6 +41,16 @@ AROUND = 8
 
 AGAIN = 3
 """How often a program runs on the same ids again, to see whether it keeps something from one call to the next."""
+
+
+@dataclass(frozen=True)
+class Unwatched:
+    """A program of which nothing but its logits is looked at, in runs without any instrument."""
+
+    program: Program
+
+    def run(self, ids: Tensor, forced: Values | None = None, conditions: Conditions = PLAIN) -> dict[str, Tensor]:
+        return {LOGITS: self.program.plain(ids, double=conditions.double)}
 
 
 @dataclass
@@ -113,9 +132,8 @@ class Trial:
 
     def _judge_unwatched(self) -> None:
         """Put the logits of the run without instruments in the place of those that were watched."""
-        unwatched = Unwatched(self.program)
         try:
-            precise = unwatched.run(self.ids, None, DOUBLE)[LOGITS]
+            precise = self.program.plain(self.ids, double=True)
         except Exception as error:  # whatever a foreign forward raises in a dtype that it was not written for
             self.settled = False
             self.notes.append("without instruments the program's logits are others than in the run that looks on, and "
@@ -127,7 +145,7 @@ class Trial:
                 self.notes.append("without instruments the program rounds in another way than in the run that looks "
                                   "on: its logits are judged by the former")  # fmt: skip
                 return
-            self.watched = unwatched
+            self.watched = Unwatched(self.program)
             self.single, self.double = self._runs(Conditions()), self._runs(DOUBLE)
             self.notes.append("without instruments the program computes something else than in the run that looks on "
                               "(such as torch's fused layers do, or a forward that asks for hooks): it is judged by "
@@ -137,7 +155,7 @@ class Trial:
         """Say so if the program computes something else with gradients enabled; nothing is judged by that."""
         with contextlib.suppress(Exception):  # a program that only runs without gradients is run so by its caller
             if not same_bits(self.program.plain(self.ids, gradients=True), self.plain):
-                double = Unwatched(self.program, gradients=True).run(self.ids, None, DOUBLE)[LOGITS]
+                double = self.program.plain(self.ids, double=True, gradients=True)
                 gap = relative_error(double, self.double.free[LOGITS])
                 if gap > max(BEYOND_ROUNDING, self.double.limit()):
                     self.notes.append(f"with gradients enabled the program computes something else, by {gap:.3g}: the "
@@ -184,19 +202,20 @@ class Trial:
         What rounding comes to is what it makes of the reference, in the coarsest dtype that the program computes with.
         """
         given = self.own[1]
-        gap = relative_error(given, self.double.expected[LOGITS])
+        gap = self._rounding(given)
         dtype = max((given.dtype, self.plain.dtype), key=step_of)
-        if gap <= MARGIN * max(
-            step_of(dtype), relative_error(self.single.expected[LOGITS], self.double.expected[LOGITS])
-        ):
+        if gap <= MARGIN * step_of(dtype) or gap <= MARGIN * self._rounding(self.single.expected[LOGITS]):
             return ""
         dtype = max((dtype, coarsest_in(self.program, self.ids)), key=step_of)
-        rounded = Glass(working_copy(self.reference, dtype)).run(self.ids)[LOGITS]
-        limit = MARGIN * relative_error(rounded, self.double.expected[LOGITS])
+        limit = MARGIN * self._rounding(Glass(working_copy(self.reference, dtype)).logits(self.ids))
         if gap <= limit:
             return ""
         return (f"as it is run, the program's logits are off by {gap:.2g} of the largest, where rounding may come to "
                 f"{limit:.1g}, although in float64 they agree: its arithmetic depends on the dtype")  # fmt: skip
+
+    def _rounding(self, logits: Tensor) -> float:
+        """How far logits are from those of the reference in float64, relative."""
+        return relative_error(logits, self.double.expected[LOGITS])
 
     def not_finite(self) -> str | None:
         """The first point at which one side only is finite, unless an error shows before it.
@@ -210,31 +229,107 @@ class Trial:
         return odd if earlier else None
 
 
-def mode_note(name: str, module: nn.Module, ids: Tensor, head: Tensor) -> list[str]:
-    """What to say of a side's module, all or part of which is in training mode, if that changes its logits."""
-    children = list(module.modules())
-    if any(map(is_scripted, children)) or not any(child.training for child in children):
-        return []
-    program = Program(Loan(module), (), head)
+@dataclass(frozen=True)
+class Ground:
+    """What two programs are converted to."""
+
+    dtype: torch.dtype | None = None  # both run in this one; None if each keeps its own
+    note: str = ""  # what the reader should know of it; "" if there is but one dtype
+
+
+def common_ground(reference: nn.Module, other: nn.Module) -> Ground:
+    """The coarsest dtype of two programs, unless one of them has several: such a program runs in no other way."""
+    ours, theirs = parameter_dtypes(reference), parameter_dtypes(other)
+    if len(ours | theirs) < 2:
+        return Ground()
+    named = ", ".join(sorted(map(_word, ours | theirs)))
+    if max(len(ours), len(theirs)) > 1:
+        words = "parameters were rounded to the coarser of each two first, and the models"
+        return Ground(None, f"the dtypes are {named}: {words} can be no more than equivalent")
+    dtype = max(ours | theirs, key=step_of)
+    words = f"both were rounded to {_word(dtype)} first, and can be no more than equivalent"
+    return Ground(dtype, f"the dtypes are {named}: {words}")
+
+
+def rounded_alike(
+    reference: CkptedTransformer, program: Program, alignment: Alignment, others: Mapping[str, Tensor]
+) -> CkptedTransformer:
+    """Give each parameter of two programs the values that the coarser of its two dtypes has; the dtypes stay.
+
+    Returns a copy of the reference; the program's loan is changed.
+    """
+    units = {name: reference.parameter(name).dtype for name in reference.parameter_names}
+    same = [match for match in alignment.matches if match.comparison.bit_equal]
+    finer = [match for match in same if step_of(others[match.name].dtype) > step_of(units[match.group.units[0]])]
+    coarser = [match for match in same if step_of(others[match.name].dtype) < step_of(units[match.group.units[0]])]
+    changed = {
+        id(tensor): nn.Parameter(tensor.detach().to(units[match.group.units[0]]).to(tensor), requires_grad=False)
+        for match in coarser
+        if isinstance(tensor := others[match.name], nn.Parameter)
+    }
+    program.loan = program.loan.replacing(changed)
+    return with_their_values(reference, finer, others)
+
+
+def step_of(dtype: torch.dtype) -> float:
+    """The relative step between the numbers of a dtype."""
+    return torch.finfo(dtype).eps
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class DidNotRunError(Exception):
+    """A program raises as its caller runs it; the message says where, and what."""
+
+
+@dataclass(frozen=True)
+class AsGiven:
+    """Two programs with nothing converted."""
+
+    reference: CkptedTransformer  # the caller's
+    program: Program  # the caller's other one
+
+    def logits(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What the reference and the other program give, each in its own dtype; an error if one gives no logits."""
+        ours = Program(Loan(self.reference), (), self.program.head)
+        return _logits(ours, "the reference", ids), _logits(self.program, "the other model", ids)
+
+
+def _logits(program: Program, name: str, ids: Tensor) -> Tensor:
     try:
-        plain = program.plain(ids)
-        first, second = (program.plain(ids, evaluating=False, number=number) for number in (0, 1))
-    except Exception:  # whatever a foreign forward raises: then the comparison says it
-        return []
-    if same_bits(first, plain) and same_bits(second, plain):
-        return []
-    judged = f"it is judged as it evaluates: call {name}.eval() before it is used so"
-    if same_bits(first, second):
-        gap = relative_error(first, plain)
-        return [f"{name} was given in training mode, in which its logits are off by {gap:.2g} of the largest; {judged}"]
-    return [f"{name} was given in training mode, in which its logits are random from run to run{_dropout(children)}; "
-            f"{judged}"]  # fmt: skip
+        return program.plain(ids)
+    except NoLogitsError:
+        raise
+    except Exception as error:  # whatever a foreign forward raises
+        dtypes = " and ".join(sorted(map(_word, parameter_dtypes(program.loan.module))))
+        raise DidNotRunError(f"{name} does not run as it is, in {dtypes}: {program.failure(ids, error)}") from error
 
 
-def _dropout(children: list[nn.Module]) -> str:
-    """The dropout that acts, in words; nothing if no module of torch's says so."""
-    rates = [child.p for child in children if isinstance(child, _DropoutNd) and child.training and child.p]
-    if not rates:
-        return ""
-    named = ", ".join(f"{rate:g}" for rate in sorted(set(rates)))
-    return f" (dropout of {named} in {len(rates)} module{'s' * (len(rates) > 1)})"
+def coarsest_in(program: Program, ids: Tensor) -> torch.dtype:
+    """The coarsest dtype among what a program computes: `torch.autocast` chooses others than its parameters have.
+
+    So does torch for products of float32 if it is allowed to.
+    """
+    seen = _Dtypes()
+    with seen:
+        logits = program.plain(ids)
+    fast = torch.get_float32_matmul_precision() != "highest"
+    return max([*seen.found, logits.dtype, *([torch.bfloat16] if fast else [])], key=step_of)
+
+
+class _Dtypes(DispatchMode):
+    """Keeps the floating dtypes of all results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [t.dtype for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
+        self.found |= {dtype for dtype in made if dtype.itemsize > 1}  # in eight bits torch stores, and hardly computes
+        return out
