@@ -46,7 +46,7 @@ JOURNEYS: dict[str, tuple[int, Journey]] = {
     "model(batch)": (14, lambda model, batch, theirs: model(batch)),
     "capture everything": (20, lambda model, batch, theirs: model.run_with_ckpts(batch)),
     "generate three tokens": (31, lambda model, batch, theirs: model.generate(TEXT, max_new_tokens=3)),
-    "compare": (49, lambda model, batch, theirs: pl.compare(model, theirs(), inputs=TEXT)),
+    "compare": (46, lambda model, batch, theirs: pl.compare(model, theirs(), inputs=TEXT)),
     "pellucid run TEXT": (53, lambda model, batch, theirs: CliRunner().invoke(app, ["run", TEXT])),
 }
 """At most how many files, and the journey: of a model, a batch, and what makes transformers' model of its weights."""

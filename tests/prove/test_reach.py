@@ -110,6 +110,24 @@ def test_ids_in_attributes_are_named(wide: pl.CkptedTransformer) -> None:
     assert 9999 not in probes.named_ids(made, 701)
 
 
+def closing() -> Callable[[Tensor], Tensor]:
+    helper = 635
+
+    def function(ids: Tensor) -> Tensor:
+        return ids + helper  # noqa: F821 (its cell is empty)
+
+    del helper
+    return function
+
+
+def test_attributes_that_cannot_be_read_name_no_ids(wide: pl.CkptedTransformer) -> None:
+    made = Around(wide, lambda inner, ids: inner(ids), monolith)
+    made.held, made.closing = [634], closing()
+    made.held.append(made.held)
+    made.register_buffer("sparse", torch.eye(3).long().to_sparse(), persistent=False)
+    assert 634 in probes.named_ids(made, 701)
+
+
 def test_positions_that_run_on_modulo_the_context(small: pl.CkptedTransformer) -> None:
     made = Placed(small, lambda ids: torch.arange(ids.numel()).view(ids.shape) % 16)
     assert "positions run on over the batch" in (different(small, made).first_divergence.cause or "")
