@@ -84,3 +84,13 @@ def test_a_cache_for_whole_texts_is_told_what_the_course_gives() -> None:
     result = check_cache(Cutting, SOLUTION.Cache)
     assert "it expects the whole text each time and cuts off what the cache holds" in str(result.mistake), result
     assert "one token at a time" in str(result.mistake)
+
+
+def test_what_returns_no_logits_or_is_no_module_is_told() -> None:
+    class Silent(SOLUTION.GPT2):
+        def forward(self, x: Tensor, cache: Any = None) -> None:
+            return None
+
+    result = check_cache(Silent, SOLUTION.Cache)
+    assert result.mistake == "the output is NoneType [], expected logits [1, 9, vocab]", result
+    assert check_cache(lambda config: None, SOLUTION.Cache).mistake == "GPT2 is no nn.Module: NoneType"

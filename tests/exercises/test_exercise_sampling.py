@@ -17,10 +17,12 @@ from torch.distributions import Categorical
 
 from pellucid import PellucidError
 from pellucid.exercises import (
+    check_block,
     check_frequency_penalty,
     check_greedy,
     check_sample_basic,
     check_sampling,
+    check_temperature,
     check_top_k,
     check_top_p,
 )
@@ -415,3 +417,22 @@ def test_minlength_is_not_blamed_for_another_error() -> None:
     result = check_frequency_penalty(lambda ids, logits, penalty: logits - penalty * missing)  # noqa: F821
     assert "NameError" in str(result.mistake)
     assert "minlength" not in str(result.mistake)
+
+
+@pytest.mark.parametrize("make", [lambda x: x.to(torch.complex64), lambda x: x.to_sparse(), lambda x: x.to("meta")])
+def test_what_holds_no_real_numbers_is_not_taken_for_logits(make: Any) -> None:
+    result = check_temperature(lambda logits, temperature: make(logits / temperature))
+    assert "expected real numbers on the CPU" in str(result.mistake), result
+    module = check_block(lambda *_: Kept(make))
+    assert "expected real numbers on the CPU" in str(module.mistake), module
+
+
+class Kept(SOLUTION.GPT2Block):  # type: ignore[name-defined, misc]
+    """A right block whose output is made another kind of tensor."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__(12, 4, 0.25, 0.1, "relu")
+        self.make = make
+
+    def forward(self, x: Tensor, cache: Any = None) -> Any:
+        return self.make(super().forward(x))

@@ -111,7 +111,10 @@ def check_cache(
         known = getattr(getattr(model, "token_embedding", None), "num_embeddings", SIZES.vocabulary)
         ids = torch.randint(min(known, SIZES.vocabulary), (LENGTH,), generator=torch.Generator().manual_seed(9))
         with theirs("running without a cache"), torch.no_grad():
-            full = logits_of(model(ids[None]))[0]
+            output = logits_of(model(ids[None]))
+        if not isinstance(output, Tensor) or output.dim() != 3:
+            raise _no_logits(output, LENGTH)
+        full = output[0]
         tolerance = EXACT if full.dtype == torch.float64 and not isinstance(answer, nn.Module) else COARSE
         try:
             cached = _stepwise(model, make_cache, ids)
@@ -159,8 +162,11 @@ def _model(answer: Any) -> nn.Module:
         return copied(answer).eval()
     config = GPTConfig("relu", SIZES.layers, SIZES.heads, SIZES.vocabulary, SIZES.hidden, SIZES.positions, 0.1, 1e-5)
     with theirs("constructing GPT2"):
-        model = answer(config).eval()
-    spread(model)
+        model = answer(config)
+    if not isinstance(model, nn.Module):
+        words = f"GPT2 is no nn.Module: {type(model).__name__}"
+        raise WrongAnswerError(words, "constructing GPT2", kind=RETURNS)
+    spread(model.eval())
     return in_float64(model, torch.zeros(1, 2, dtype=torch.long))
 
 
@@ -183,14 +189,18 @@ def _stepwise(
             if isinstance(output, tuple):
                 output, cache = output
             output = logits_of(output)
-        shape = list(getattr(output, "shape", ()))
-        uncut = whole and shape[1:2] == [LENGTH]
-        if not isinstance(output, Tensor) or output.dim() != 3 or output.size(0) != 1 or uncut:
-            words = f"the output is {type(output).__name__} {shape}, expected logits [1, {new}, vocab]"
-            raise WrongAnswerError(words, "the cache", kind=RETURNS)
+        is_logits = isinstance(output, Tensor) and output.dim() == 3 and output.size(0) == 1
+        if not is_logits or (whole and output.size(1) == LENGTH):  # nothing was cut off
+            raise _no_logits(output, new)
         rows.append(output[0, -new:] if start else output[0, -1:])
         start = end
     return torch.cat(rows)
+
+
+def _no_logits(output: Any, positions: int) -> WrongAnswerError:
+    shape = list(getattr(output, "shape", ()))
+    words = f"the output is {type(output).__name__} {shape}, expected logits [1, {positions}, vocab]"
+    return WrongAnswerError(words, "the cache", kind=RETURNS)
 
 
 def _takes_whole_texts(

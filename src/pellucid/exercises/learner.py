@@ -19,12 +19,13 @@ from pellucid.exercises.course import (
     Produce,
     Run,
     Stages,
+    axes,
     output_of,
     shapes_of,
     training,
 )
 from pellucid.exercises.names import Built, Naming, copied, in_float64, own, spread
-from pellucid.exercises.result import IN_PLACE, NUMBERS, RETURNS, Findings, WrongAnswerError, theirs
+from pellucid.exercises.result import IN_PLACE, NUMBERS, RETURNS, Findings, WrongAnswerError, odd, theirs
 from pellucid.exercises.watch import Marked, Undropped, Watch, apart
 from pellucid.gpt2.formulas import Sizes
 from pellucid.gpt2.mistake import ADDED, NUMBER, OTHER_TENSOR, Mistake, together
@@ -49,7 +50,6 @@ class ModuleProbe:
     stages: Callable[[Parameters, Sizes], Run]  # the right computation, whose parts can be replaced
     layers: Callable[[Sizes], Layers]  # sizes -> every layer by the path that the course gives it, with what makes one
     inputs: Callable[[Sizes], Sequence[Tensor]]  # sizes -> what to run it on, several shapes
-    axes: Callable[[str], str]  # stage -> its axes
     steps: Callable[[str], str]  # stage -> the step that makes it
     mistakes: Sequence[Mistake]  # what may be wrong
     dropouts: Sequence[Mistake]  # what may be wrong with dropout
@@ -156,7 +156,7 @@ class ModuleProbe:
         (b, p), (right_b, right_p) = outputs[wrong].shape[:2], outputs[0].shape[:2]
         where = f" with batch {b} and seq {p}, though right with batch {right_b} and seq {right_p}" if wrong else ""
         words = f"{what}{where}, and none of the known mistakes reproduces it: no cause is confirmed"
-        return WrongAnswerError(words, self.steps(stage), self.axes(stage), NUMBERS, line)
+        return WrongAnswerError(words, self.steps(stage), axes(stage), NUMBERS, line)
 
     def _cause(
         self, watch: Watch, produce: Produce, outputs: list[Tensor], mistakes: list[Mistake], stage: str, wrong: int
@@ -181,7 +181,7 @@ class ModuleProbe:
         stage = first_shows(produce, mistake, tolerance) or "output"
         made = next(itertools.islice(produce(parts_of(mistake)), watched, None)).get(stage)
         line = None if made is None else watch.line_of(made, tolerance)
-        return WrongAnswerError(mistake.learner, mistake.step, self.axes(stage), mistake.kind, line)
+        return WrongAnswerError(mistake.learner, mistake.step, axes(stage), mistake.kind, line)
 
     def _run(self, module: nn.Module, inputs: list[Tensor], shapes: list[torch.Size]) -> tuple[Watch, list[Tensor]]:
         """Outputs in float64 if the module runs so, and everything computed for the first input."""
@@ -212,6 +212,8 @@ class ModuleProbe:
         if output.shape != shape:
             words = f"forward returns shape {list(output.shape)}, expected {list(shape)}"
             raise WrongAnswerError(words, step, "output", RETURNS)
+        if what := odd(output):
+            raise WrongAnswerError(f"forward returns {what}, expected real numbers on the CPU", step, "output", RETURNS)
         return output.detach().clone()
 
     def _check_repeatable(

@@ -56,7 +56,7 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         return answer(12, 4) if sizes is plain else answer(*given, dropout=sizes.dropout)
 
     probe = ModuleProbe(
-        "UnidirectionalAttention", build, course.attention, course.attention_layers, course.streams, course.axes,
+        "UnidirectionalAttention", build, course.attention, course.attention_layers, course.streams,
         course.attention_steps, ATTENTION, ATTENTION_DROPOUT,
     )  # fmt: skip
 
@@ -150,8 +150,7 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
     every = (*BLOCK, *_inside("attn", ATTENTION))
     dropouts = (*BLOCK_DROPOUT, *_inside("attn", ATTENTION_DROPOUT))
     probe = ModuleProbe(
-        "GPT2Block", build, course.block, course.block_layers, course.streams, course.axes, course.steps,
-        every, dropouts,
+        "GPT2Block", build, course.block, course.block_layers, course.streams, course.steps, every, dropouts,
     )  # fmt: skip
     sizes = Sizes(12, 4, 3, epsilon=0.1)
     others = Sizes(12, 3, 4, epsilon=0.03, activation="gelu", dropout=0.4)
@@ -212,7 +211,7 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
     inside = (*BLOCK_DROPOUT, *ATTENTION_DROPOUT)
     dropouts = (*GPT2_DROPOUT, *_inside("in every block", inside))
     probe = ModuleProbe(
-        "GPT2", build, course.gpt2, course.gpt2_layers, course.texts, course.axes, course.steps, every, dropouts,
+        "GPT2", build, course.gpt2, course.gpt2_layers, course.texts, course.steps, every, dropouts,
     )  # fmt: skip
     sizes = Sizes(12, 4, 3, epsilon=0.1, layers=3, vocabulary=29, positions=9)
     others = Sizes(12, 3, 4, 0.03, "gelu", layers=2, vocabulary=23, positions=7, dropout=0.4)

@@ -280,6 +280,12 @@ def explained(
     return WrongAnswerError(words, step, tensor)
 
 
+def odd(tensor: Tensor) -> str:
+    """What a tensor is that holds no real numbers, one beside the other on the CPU; empty if it does."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_complex()
+    return "" if plain else f"a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+
+
 def misuse(message: str, remedy: str) -> InputError:
     """The error for a check that was called with something that cannot be an answer."""
     return InputError(message, code="exercise-misuse", remedy=remedy)

@@ -21,6 +21,7 @@ from pellucid.exercises.result import (
     checked,
     explained,
     last_line,
+    odd,
     theirs,
 )
 from pellucid.exercises.watch import apart
@@ -232,6 +233,8 @@ def _check_formula(
             if isinstance(value, (np.ndarray, list, tuple)):
                 words += ": torch.as_tensor(result) makes one of it"
             raise WrongAnswerError(words, step, "the result", RETURNS)
+        if what := odd(value):
+            raise WrongAnswerError(f"it returns {what}, expected real numbers on the CPU", step, "the result", RETURNS)
         outputs.append(value.clone())
         note_changes(found, step, names, parts, probe)
 
