@@ -41,8 +41,8 @@ NO_VERB = {
         "bandwidth component-axes corpus-above corpus-encode corpus-no-units corpus-units heatmap-centre "
         "id-out-of-range ids-dtype logits-shape mask-while-captured matrix-axes module-input "
         "no-coefficients no-page not-a-fit not-a-readout "
-        "not-a-rectangle not-a-state-dict not-auditable not-axes not-counted not-labelled not-measurable "
-        "padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "
+        "not-a-rectangle not-a-state-dict not-an-optimizer not-auditable not-axes not-counted not-labelled "
+        "not-measurable padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "
         "unknown-covariance",
     "multiplies factored matrices": "factors-misfit not-square",
     "is code for HookedTransformer":

@@ -151,12 +151,12 @@ def test_a_head_that_is_not_plain_is_refused(row: str, verb: Callable[..., Any])
     assert (model.lm_head, model.config.to_dict()) == before
 
 
-MISFITS = [head(bias=True), head(vocab=3), head().double(), head().to("meta")]
+MISFITS = [head(bias=True), head(vocab=3), head().double(), head().to("meta"), None]
 
 
 @pytest.mark.parametrize("whose", MAKERS)
-@pytest.mark.parametrize("new", MISFITS, ids=["bias", "shape", "dtype", "device"])
-def test_a_head_that_does_not_fit_is_refused(whose: str, new: nn.Linear) -> None:
+@pytest.mark.parametrize("new", MISFITS, ids=["bias", "shape", "dtype", "device", "none"])
+def test_a_head_that_does_not_fit_is_refused(whose: str, new: Any) -> None:
     model = MAKERS[whose]()
     with pytest.raises(pl.PellucidError) as caught:
         replace_head(model, new, tie=False)

@@ -79,6 +79,12 @@ REMEDIES: dict[str, list[Case]] = {
              "Give the model whose parameters",
              lambda h: audit_ties(h.model, optimizer=torch.optim.SGD(h.model.parameters())))
     ],
+    "not-an-optimizer": [
+        Case(lambda h: audit_ties(h.model, optimizer="adam"), "Give the optimizer itself",
+             lambda h: audit_ties(h.model, optimizer=torch.optim.AdamW(h.model.parameters()))),
+        Case(lambda h: pl.tie(h.model, optimizer=torch.optim.AdamW), "Give the optimizer itself",
+             lambda h: pl.tie(h.model, optimizer=torch.optim.AdamW(h.model.parameters()))),
+    ],
     "override-without-configuration": [
         Case(lambda h: audit_ties(nn.Linear(2, 2), tie_word_embeddings=True), "Leave it out",
              lambda h: audit_ties(nn.Linear(2, 2))),

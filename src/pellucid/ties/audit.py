@@ -18,7 +18,7 @@ from pellucid.errors import MOST_PRINTED, ConfigError, InputError, printable
 from pellucid.names.calls import named_arguments, named_methods
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
-from pellucid.ties.output_head import OptimizerFindings, compare_optimizer
+from pellucid.ties.output_head import OptimizerFindings, compare_optimizer, require_optimizer
 from pellucid.ties.predict import AfterReload, no_save, overwritten_by_tying, predict_hf, predict_ours
 from pellucid.ties.problems import Problem, find
 from pellucid.ties.stored import open_stored
@@ -141,6 +141,7 @@ def audit_ties(
         >>> audit.groups[0].names, audit.by_name - audit.unique, audit.after_reload.survives
         (('embed.W_E', 'unembed.W_U'), 1048576, True)
     """
+    require_optimizer("audit_ties", optimizer)
     if optimizer is not None and not isinstance(x, nn.Module):
         raise InputError(
             f"audit_ties: an optimizer with {type(x).__name__}, expected a model.",

@@ -15,7 +15,7 @@ from pellucid.names.calls import named_arguments
 from pellucid.numerics.rounding import same_numbers
 from pellucid.ties import saving
 from pellucid.ties.memory import Named, same_place
-from pellucid.ties.output_head import OutputHead, has_no_bias, head_of, misfit, renew
+from pellucid.ties.output_head import OutputHead, has_no_bias, head_of, misfit, renew, require_optimizer
 from pellucid.ties.subject import is_hf, plain_linear, remember
 
 
@@ -160,6 +160,7 @@ def _changing(
 
     Yields what brings the optimizer up to date and verifies: it takes what was given up, and whether to verify.
     """
+    require_optimizer("a change of the head", optimizer)
     model = head.model
     modules = [*model.modules(), *others]
     boxes = [vars(module) for module in modules] + [module._parameters for module in modules]
@@ -192,7 +193,8 @@ def _changing(
 
 
 def _check(head: nn.Linear, old: OutputHead) -> None:
-    if plain_linear(head) is not head or not has_no_bias(head):
+    linear = plain_linear(head)
+    if linear is None or linear is not head or not has_no_bias(linear):
         raise WeightsError(
             f"replace_head: given {head}, expected a torch.nn.Linear without bias: a reload loses anything else.",
             code="head-not-plain",

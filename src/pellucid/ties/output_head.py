@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from pellucid.errors import InputError, ShapeError, WeightsError
+from pellucid.errors import InputError, ShapeError, WeightsError, shown
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, clusters
 from pellucid.ties.subject import (
@@ -48,6 +48,16 @@ class OptimizerFindings:
         if self.missed:
             text = f"the optimizer does not step {', '.join(self.missed[:4])}, which is trainable"
             yield "optimizer-misses", text, self.missed
+
+
+def require_optimizer(verb: str, optimizer: Any) -> None:
+    """Raise `InputError` unless something has the groups and the state of an optimizer."""
+    if optimizer is not None and not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
+        raise InputError(
+            f"{verb}: optimizer={shown(optimizer)}, expected a torch.optim.Optimizer.",
+            code="not-an-optimizer",
+            remedy="Give the optimizer itself, such as torch.optim.AdamW(model.parameters()).",
+        )
 
 
 def compare_optimizer(optimizer: Optimizer, named: Sequence[Named]) -> OptimizerFindings:
