@@ -200,6 +200,7 @@ def test_a_head_that_reads_another_and_one_that_does_not() -> None:
         model.blocks[1].attn.W_Q[2] = model.blocks[1].attn.W_K[2] = torch.eye(48, 12)
         model.blocks[1].attn.W_Q[3] = torch.eye(48, 12).roll(12, 0)
         model.blocks[1].attn.W_K[3] = torch.eye(48, 12)
+    assert pl.heads.composition(support.glass(n_layer=0), "K").size == 0, "no pairs of no heads"
     score = pl.heads.composition(model, "K").sel(layer=0, layer_to=1)
     queries = pl.heads.composition(model, "Q").sel(layer=0, layer_to=1)
     assert abs(float(score.sel(head=1, head_to=2)) - 12**-0.5) < TIGHT

@@ -93,10 +93,10 @@ def composition(model: Network, kind: Kind) -> xarray.DataArray:
     remedy = "Give 'Q', 'K' or 'V': what of the later head reads."
     require_one_of("heads.composition: kind", kind, ("Q", "K", "V"), code="composition-kind", remedy=remedy)
     layers, heads = model.schema.sizes["layer"], model.schema.sizes["head"]
-    written, read = zip(*_written_and_read(model, kind), strict=True)
-    scores = written[0].new_full((layers, heads, layers, heads), torch.nan)
+    pairs = list(_written_and_read(model, kind))
+    scores = torch.full((layers, heads, layers, heads), torch.nan, dtype=torch.float64)
     for to in range(1, layers):
-        earlier, later = torch.cat(written[:to]), read[to]
+        earlier, later = torch.cat([written for written, _ in pairs[:to]]), pairs[to][1]
         # one product for all pairs: [earlier K, D] by [D, later K]
         products = earlier.flatten(0, 1) @ later.transpose(0, 1).flatten(1)
         found = torch.linalg.matrix_norm(
@@ -106,7 +106,7 @@ def composition(model: Network, kind: Kind) -> xarray.DataArray:
         scores[:to, :, to] = torch.where(sizes > 0, found / sizes, 0.0).unflatten(0, (to, heads))
     dims = ("layer", "head", "layer_to", "head_to")
     return need("xarray", "pellucid.heads").DataArray(
-        scores.double().cpu().numpy(), dims=dims, name="composition",
+        scores.numpy(), dims=dims, name="composition",
         attrs={"kind": kind, "model": source_of(model)},
         coords={dim: range(size) for dim, size in zip(dims, scores.shape, strict=True)},
     )  # fmt: skip

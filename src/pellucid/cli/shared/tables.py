@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,9 @@ def require_format(path: Path | None) -> None:
     """Check that a figure's name ends in a format that can be written, if a figure is wanted."""
     if path is None:
         return
-    kinds = need("matplotlib.figure", "--figure").Figure().canvas.get_supported_filetypes()
+    kinds = set(need("matplotlib.figure", "--figure").Figure().canvas.get_supported_filetypes())
+    if shutil.which(need("matplotlib", "--figure").rcParams["pgf.texsystem"]) is None:
+        kinds.discard("pgf")  # which TeX draws
     if path.suffix.lstrip(".").lower() not in kinds:
         raise InputError(
             f"--figure {path}: it ends in {path.suffix or 'nothing'!r}, expected one of {', '.join(sorted(kinds))}.",
