@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 import pellucid
+from killed import in_a_child
 
 PACKAGE = Path(pellucid.__file__).parent
 LINE = "        post = self.ckpt_doubled(2 * post, tap=tap) / 2\n"
@@ -110,14 +112,28 @@ def changed(folder: Path, edits: list[tuple[str, str, str]]) -> Path:
 
 
 def output(folder: Path, script: str) -> str:
-    paths = [folder, Path(__file__).parent, Path(__file__).parents[1] / "docs"]
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}, cwd=folder, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    """What a script prints in a child of this process that has none of the package, and imports the copy.
+
+    To import torch and the others anew, too, would take most of the time.
+    """
+
+    def act() -> None:
+        with (folder / "said").open("w", encoding="utf-8") as said, redirect_stdout(said), redirect_stderr(said):
+            for name in [name for name in sys.modules if name.partition(".")[0] in ("pellucid", "support", "refresh")]:
+                del sys.modules[name]
+            sys.path[:0] = [str(folder), str(Path(__file__).parent), str(Path(__file__).parents[1] / "docs")]
+            os.chdir(folder)
+            try:
+                exec(script, {"__name__": "__main__"})
+                assert Path(sys.modules["pellucid"].__file__ or "").is_relative_to(folder), "the copy is what is tried"
+            except BaseException:
+                traceback.print_exc()
+                raise
+
+    status = os.waitpid(in_a_child(act), 0)[1]
+    said = (folder / "said").read_text(encoding="utf-8")
+    assert status == 0, said[-2000:]
+    return said
 
 
 def test_a_line_and_a_row_are_enough(tmp_path: Path) -> None:
