@@ -7,8 +7,7 @@ head, say, with its LayerNorm, and everything behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from pellucid.attribution.gradient import agreement, differentiable, gradient_run
 from pellucid.check import require_whole
-from pellucid.circuits.ablations import KINDS, Ablations, Choices, written_in
+from pellucid.circuits.ablations import EMBEDDED, KINDS, Ablations, Choices, written_in
+from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, Edge, Graph
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
 from pellucid.names.calls import named_arguments
@@ -96,14 +96,13 @@ def edges(
     plain = measured(metric, logits, pair.base, of=f"the {pair.into} run")
     about = pair.about(model, metric, plain, measured(metric, theirs, pair.source, of=f"the {pair.taken} run"))
     change = {name: source[name] - own[name].detach() for name in kept}
-    senders = list(_senders(model, change))
-    heard = list(_readers(model, metric, logits, own))
+    senders, heard = dict(_senders(model, change)), dict(_readers(model, metric, logits, own))
     for step in range(1, steps):
         moved = Edit.add("ckpt_embed", step / steps * change["ckpt_embed"])
-        further = _readers(model, metric, *_run(model, pair.base, (), [moved]))
-        heard = [replace(a, gradient=a.gradient + b.gradient) for a, b in zip(heard, further, strict=True)]
-    scores = torch.stack([_scored(sender, heard, schema) for sender in senders]) / (steps * len(pair.base))
-    values, names = scores.double().cpu().numpy(), ([s.name for s in senders], [r.name for r in heard])
+        for name, gradient in _readers(model, metric, *_run(model, pair.base, (), [moved])):
+            heard[name] = heard[name] + gradient
+    scores = _scores(senders, heard, frozenset(Graph(schema).edges)) / (steps * len(pair.base))
+    values, names = scores.double().cpu().numpy(), (list(senders), list(heard))
     about |= {"direction": direction, "steps": steps, "title": "edges by gradients", "unchanged": 0.0}
     if check:
         defined = np.argwhere(~np.isnan(values))
@@ -127,34 +126,16 @@ def _patched(
     return (runs.keeping([every - {edge} for edge in edges]) - runs.clean).mean(-1).tolist()
 
 
-@dataclass(frozen=True)
-class _Sender:
-    """A part that writes."""
-
-    name: str
-    point: str  # the checkpoint after which the stream holds what it wrote
-    change: Tensor  # [B, P, D], what it writes in the source run minus what it writes in the base run
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """A part that reads."""
-
-    name: str
-    point: str  # the checkpoint of the stream that it reads
-    gradient: Tensor  # [B, P, D], dm/d(the stream there), through this reader alone
-
-
-def _senders(model: CkptedTransformer, change: Mapping[str, Tensor]) -> Iterator[_Sender]:
-    yield _Sender("embeddings", "ckpt_embed", change["blocks.0.resid_pre"])
+def _senders(model: CkptedTransformer, change: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Each part that writes, and what it writes in the source run less what it writes in the base run, [B, P, D]."""
+    yield EMBEDDINGS, change[EMBEDDED]
     for i in range(len(model.schema.blocks)):
         z = change[f"blocks.{i}.{Z}"]
         W_O = model.parameter(f"blocks.{i}.attn.W_O").detach()
         for head in range(z.size(2)):
-            yield _Sender(f"blocks.{i}.attn[{head}]", f"blocks.{i}.attn.ckpt_attn_out", z[:, :, head] @ W_O[head])
-        name = f"blocks.{i}.{MLP_OUT}"
-        if name in change:
-            yield _Sender(f"blocks.{i}.mlp", name, change[name])
+            yield f"blocks.{i}.attn[{head}]", z[:, :, head] @ W_O[head]
+        if (written := change.get(f"blocks.{i}.{MLP_OUT}")) is not None:
+            yield f"blocks.{i}.mlp", written
 
 
 def _streams_and_inner(schema: Schema) -> tuple[list[str], list[str]]:
@@ -175,8 +156,10 @@ def _run(
     return gradient_run(model, batch, [*streams, *inner, *kept], edits)
 
 
-def _readers(model: CkptedTransformer, metric: Metric, logits: Tensor, ckpts: ActivationCkpts) -> Iterator[_Reader]:
-    """How the metric follows from what each reader gets, in one run."""
+def _readers(
+    model: CkptedTransformer, metric: Metric, logits: Tensor, ckpts: ActivationCkpts
+) -> Iterator[tuple[str, Tensor]]:
+    """Each part that reads, and dm/d(the stream where it reads) through this part alone, [B, P, D]."""
     schema = model.schema
     streams, inner = _streams_and_inner(schema)
     total = differentiable(metric, logits, ckpts.batch).sum()
@@ -190,15 +173,15 @@ def _readers(model: CkptedTransformer, metric: Metric, logits: Tensor, ckpts: Ac
             weight = model.parameter(f"blocks.{i}.attn.W_{letter.upper()}").detach()
             for head in range(weight.size(0)):
                 back = gradients[name][:, :, head] @ weight[head].T
-                yield _through(f"blocks.{i}.attn.{letter}[{head}]", f"blocks.{i}.{ATTN_NORM}", back, ckpts, streams)
+                yield f"blocks.{i}.attn.{letter}[{head}]", _through(f"blocks.{i}.{ATTN_NORM}", back, ckpts, streams)
         norm = f"blocks.{i}.{MLP_NORM}"
         if norm in gradients:
-            yield _through(f"blocks.{i}.mlp", norm, gradients[norm], ckpts, streams)
-    yield _Reader("logits", last, gradients[last])
+            yield f"blocks.{i}.mlp", _through(norm, gradients[norm], ckpts, streams)
+    yield LOGITS, gradients[last]
 
 
-def _through(name: str, norm: str, back: Tensor, ckpts: ActivationCkpts, streams: Sequence[str]) -> _Reader:
-    """A reader whose gradient behind its norm is known: the stream that the norm reads, and the gradient there."""
+def _through(norm: str, back: Tensor, ckpts: ActivationCkpts, streams: Sequence[str]) -> Tensor:
+    """The gradient at the stream that a norm reads, given the gradient behind the norm."""
     order = ckpts.schema.names.index
     for stream in reversed([one for one in streams if order(one) < order(norm)]):
         (found,) = cast(
@@ -206,15 +189,16 @@ def _through(name: str, norm: str, back: Tensor, ckpts: ActivationCkpts, streams
             torch.autograd.grad(ckpts[norm], [ckpts[stream]], back, retain_graph=True, allow_unused=True),
         )
         if found is not None:
-            return _Reader(name, stream, found)
+            return found
     raise AssertionError(f"{norm} reads no residual stream")
 
 
-def _scored(sender: _Sender, readers: Sequence[_Reader], schema: Schema) -> Tensor:
-    """[receiver]: the scores of one sender, summed over texts; NaN for what it does not come before."""
-    order = schema.names.index
+def _scores(senders: Mapping[str, Tensor], heard: Mapping[str, Tensor], edges: Collection[Edge]) -> Tensor:
+    """[sender, receiver], summed over texts; NaN where there is no edge."""
+    none = next(iter(senders.values())).new_full((), torch.nan)
     return torch.stack([
-        (sender.change * reader.gradient).sum() if order(sender.point) < order(reader.point)
-        else sender.change.new_full((), torch.nan)
-        for reader in readers
+        torch.stack([
+            (change * gradient).sum() if (sender, receiver) in edges else none for receiver, gradient in heard.items()
+        ])
+        for sender, change in senders.items()
     ])  # fmt: skip
