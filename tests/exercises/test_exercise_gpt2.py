@@ -262,7 +262,7 @@ def test_two_mistakes_are_both_named_without_a_whole_run_of_every_pair(monkeypat
         return run(parts, *given)
 
     monkeypatch.setattr(course, "run_parts", counted)
-    result = check_gpt2(variant((" / self.head_size**0.5", ""), ("self.ln(h)", "h")).GPT2)
-    for words in ("the final LayerNorm is not applied", "the scores are not divided by sqrt(head_size)"):
-        assert words in str(result.mistake), result
-    assert sum(whole) < 600, sum(whole)
+    twice = ("scores.softmax(-1)", "scores.softmax(-1).softmax(-1)")
+    result = check_gpt2(variant((" / self.head_size**0.5", ""), twice).GPT2)
+    assert result.mistake == "the scores are not divided by sqrt(head_size); and softmax is applied twice", result
+    assert sum(whole) < 550, "700 if every pair is run whole"
