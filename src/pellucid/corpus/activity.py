@@ -20,7 +20,7 @@ from pellucid.corpus.place import chunk_key
 from pellucid.corpus.store import Store
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
-from pellucid.text.tokenizer_files import Tokenizes, no_tokenizer
+from pellucid.text.borrowed import Tokenizes, no_tokenizer
 
 if TYPE_CHECKING:
     from xarray import Dataset

@@ -54,10 +54,8 @@ class StoredTexts(Sequence[StoredText]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"text {index} of {len(self)}")
-        i = index % len(self)
+            return [self[i] for i in range(len(self))[index]]
+        i = range(len(self))[index]  # which counts from the end, too
         rows = range(int(self._offsets[i]), int(self._offsets[i + 1]))
         return StoredText(int(self._numbers[i]), rows, bytes(self._digests[i]).hex())
 

@@ -16,8 +16,8 @@ from pellucid.family.json_config import Config
 from pellucid.html.listing import Listed, Listing, counted
 from pellucid.names.calls import named_arguments
 from pellucid.schema import POSITIONS, Axis, coordinate
+from pellucid.text.borrowed import no_tokenizer
 from pellucid.text.tokenizer import Tokenizer
-from pellucid.text.tokenizer_files import no_tokenizer
 
 _MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Ids that are in use -> their mask, so that ids which are passed on without it are known again."""

@@ -21,10 +21,9 @@ from pellucid.generate.generation_settings import GenerationSettings
 from pellucid.numerics.products import is_batched
 from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs, mask_beside
-from pellucid.text.borrowed import complete
+from pellucid.text.borrowed import Tokenizes, complete, no_tokenizer
 from pellucid.text.ids import Table
 from pellucid.text.tokenizer import Tokenizer
-from pellucid.text.tokenizer_files import Tokenizes, no_tokenizer
 
 
 @dataclass(frozen=True)

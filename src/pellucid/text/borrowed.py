@@ -1,17 +1,55 @@
-"""A tokenizer of the caller's own: the calls that labels and streams need, made of its `encode` and `decode`."""
+"""What a tokenizer has to have; of a caller's own, the calls that labels and streams need are made of that."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import tokenizers
 
 from pellucid.check import as_whole
 from pellucid.errors import InputError, shown
 from pellucid.text.ids import listed
-from pellucid.text.tokenizer_files import Tokenizes
+
+
+@runtime_checkable
+class Tokenizes(Protocol):
+    """What a model's texts need of a tokenizer."""
+
+    def encode(self, text: str) -> Any:
+        """The ids of a text."""
+        ...
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids."""
+        ...
+
+
+def no_tokenizer(given: object, expected: str) -> InputError:
+    """The error for something in the place of a tokenizer, with the way to the one that was meant."""
+    is_path = isinstance(given, (str, os.PathLike))
+    if is_path:
+        remedy = (
+            "pl.Tokenizer.from_folder reads a folder, pl.Tokenizer.from_file a tokenizer.json; pl.load(name).tokenizer "
+            "is that of a model by its name."
+        )
+    elif isinstance(given, tokenizers.Tokenizer):
+        remedy = "Make one of it: pl.Tokenizer(tokenizer)."
+    elif isinstance(given, Tokenizes):
+        remedy = (
+            "It can be a model's as it is, model.tokenizer = tokenizer; transformers' can be read from its files: "
+            "tokenizer.save_pretrained(folder), then pl.Tokenizer.from_folder(folder)."
+        )
+    else:
+        remedy = "Give a pl.Tokenizer, or an object with the calls that docs/tokens.md lists."
+    return InputError(
+        f"tokenizer: {shown(given) if is_path else type(given).__name__} given, expected {expected}.",
+        code="tokenizer-kind",
+        remedy=remedy,
+    )
+
 
 UNFINISHED = "\ufffd"
 """How bytes are decoded that are no character, or not yet one."""

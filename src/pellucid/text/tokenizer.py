@@ -16,9 +16,9 @@ from pellucid.errors import InputError, NotFoundError, WeightsError, shown, some
 from pellucid.names.attributes import TOKENIZER, TOKENIZER_CLASS, unknown_attribute
 from pellucid.names.calls import named_arguments
 from pellucid.text import tokenizer_files
-from pellucid.text.borrowed import one_token, text_behind
+from pellucid.text.borrowed import no_tokenizer, one_token, text_behind
 from pellucid.text.ids import listed
-from pellucid.text.tokenizer_files import Encoding, as_tensors, no_text, no_tokenizer, several
+from pellucid.text.tokenizer_files import Encoding, as_tensors, no_text, several
 from pellucid.weights.manifests import is_there
 
 _ENDS = ("<|endoftext|>", "</s>", "<eos>")

@@ -9,11 +9,11 @@ the token that begins and ends texts. `PreTrainedTokenizerFast` runs the file as
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, cast
 
 import numpy as np
 import tokenizers
@@ -23,45 +23,8 @@ from torch import Tensor
 
 from pellucid.check import as_whole
 from pellucid.errors import InputError, PellucidError, WeightsError, shown
-from pellucid.weights.manifests import each_once, is_there, read_json, read_text, require_regular, require_sound
+from pellucid.weights.manifests import each_once, is_there, read_json, read_text, require_regular
 from pellucid.weights.pickles import read_plain
-
-
-@runtime_checkable
-class Tokenizes(Protocol):
-    """What a model's texts need of a tokenizer."""
-
-    def encode(self, text: str) -> Any:
-        """The ids of a text."""
-        ...
-
-    def decode(self, ids: Any) -> str:
-        """The text of ids."""
-        ...
-
-
-def no_tokenizer(given: object, expected: str) -> InputError:
-    """The error for something in the place of a tokenizer, with the way to the one that was meant."""
-    is_path = isinstance(given, (str, os.PathLike))
-    if is_path:
-        remedy = (
-            "pl.Tokenizer.from_folder reads a folder, pl.Tokenizer.from_file a tokenizer.json; pl.load(name).tokenizer "
-            "is that of a model by its name."
-        )
-    elif isinstance(given, tokenizers.Tokenizer):
-        remedy = "Make one of it: pl.Tokenizer(tokenizer)."
-    elif isinstance(given, Tokenizes):
-        remedy = (
-            "It can be a model's as it is, model.tokenizer = tokenizer; transformers' can be read from its files: "
-            "tokenizer.save_pretrained(folder), then pl.Tokenizer.from_folder(folder)."
-        )
-    else:
-        remedy = "Give a pl.Tokenizer, or an object with the calls that docs/tokens.md lists."
-    return InputError(
-        f"tokenizer: {shown(given) if is_path else type(given).__name__} given, expected {expected}.",
-        code="tokenizer-kind",
-        remedy=remedy,
-    )
 
 
 class Encoding(dict[str, Any]):
@@ -157,7 +120,7 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | N
             if _is_rebuilt(stored, settings):
                 backend = _rebuilt(path, stored, settings)
             else:
-                require_sound(stored)
+                _require_sound(stored)
                 backend = tokenizers.Tokenizer.from_str(text)
                 _require_ids(path, backend.get_vocab().values())
             padding = backend.padding or {}
@@ -171,12 +134,25 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | N
     return backend, {name: settings[name] for name in _KEPT if settings.get(name, []) != []}
 
 
+def _require_sound(stored: Any) -> None:
+    """Refuse a `tokenizer.json` at which the tokenizers library panics, as it prints a trace before it raises."""
+    found = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
+    cut, replaced = (json.dumps(found.get(name)) for name in ("pre_tokenizer", "normalizer"))
+    if re.search(r'"length": 0[,}]', cut) or '{"String": ""}' in replaced:
+        raise ValueError("a step that cuts or replaces pieces of no characters")
+    prefix = found.get("model", {}).get("continuing_subword_prefix") or ""
+    for merge in found["model"].get("merges", ()) if prefix else ():
+        second = merge.partition(" ")[2] if isinstance(merge, str) else merge[-1]
+        if not second.startswith(prefix):
+            raise ValueError(f"the merge {shown(merge)}, whose second piece does not begin with {shown(prefix)}")
+
+
 def from_file(path: str | Path) -> tokenizers.Tokenizer:
     """A `tokenizer.json` as it is."""
     require_regular(path)
     with library(path):
         text = read_text(path)
-        require_sound(json.loads(text))
+        _require_sound(json.loads(text))
         backend = tokenizers.Tokenizer.from_str(text)
     _require_ids(path, backend.get_vocab().values())
     return backend

@@ -17,7 +17,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pellucid import atomic
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, shown
@@ -164,19 +164,6 @@ def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) ->
             remedy="Give the file that save_pretrained wrote.",
         )
     return content
-
-
-def require_sound(stored: Any) -> None:
-    """Refuse a `tokenizer.json` at which the tokenizers library panics, as it prints a trace before it raises."""
-    found = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
-    cut, replaced = (json.dumps(found.get(name)) for name in ("pre_tokenizer", "normalizer"))
-    if re.search(r'"length": 0[,}]', cut) or '{"String": ""}' in replaced:
-        raise ValueError("a step that cuts or replaces pieces of no characters")
-    prefix = found.get("model", {}).get("continuing_subword_prefix") or ""
-    for merge in found["model"].get("merges", ()) if prefix else ():
-        second = merge.partition(" ")[2] if isinstance(merge, str) else merge[-1]
-        if not second.startswith(prefix):
-            raise ValueError(f"the merge {shown(merge)}, whose second piece does not begin with {shown(prefix)}")
 
 
 def read_index(path: Path) -> dict[str, str]:

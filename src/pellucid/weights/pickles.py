@@ -62,11 +62,10 @@ def read_pickle(path: Path) -> object:
         runs = next((name for name in needed if name.partition(".")[0] in _RUNS_CODE), None)
         if runs is not None:
             raise _refusal(path, f"GLOBAL {runs}", needed)
-        raise _unsafe(
-            f"{path}: a pickle that pickle.dump wrote, not torch.save: its tensors are read by code that it names, "
-            "which is not run here.",
-            "pl.load(pickle.load(open(path, 'rb')), config=...)",
+        what = (
+            "that pickle.dump wrote, not torch.save: its tensors are read by code that it names, which is not run here"
         )
+        raise _unsafe(path, what, "pl.load(pickle.load(open(path, 'rb')), config=...)")
     allowed = _NUMPY if any(name.startswith("numpy") for name in needed) else []
     mapped = packed and not compressed and path.suffix != ".safetensors"
     try:
@@ -245,11 +244,10 @@ def _may_run(name: str, module: str) -> bool:
 _TRUSTED = "pl.load(torch.load(path, weights_only=False), config=...)"
 
 
-def _unsafe(what: str, call: str) -> WeightsError:
+def _unsafe(path: Path, what: str, call: str) -> WeightsError:
     """The error for a pickle of which code would have to run, with the call for whoever trusts its author."""
-    return WeightsError(
-        what, code="pickle-unsafe", remedy=f"If you trust the file: {call}. Or ask its author for safetensors."
-    )
+    remedy = f"If you trust the file: {call}. Or ask its author for safetensors."
+    return WeightsError(f"{path}: a pickle {what}.", code="pickle-unsafe", remedy=remedy)
 
 
 def _refusal(path: Path, said: str, needed: set[str], *, in_dict: bool = False) -> WeightsError:
@@ -270,14 +268,12 @@ def _refusal(path: Path, said: str, needed: set[str], *, in_dict: bool = False) 
     if culprit and (name[:1].isupper() or culprit in _LOWER) and not runs and culprit != "types.SimpleNamespace":
         within = f"import {module}, then, within torch.serialization.safe_globals([{culprit}]), "
         call = f"{within}pl.load(torch.load(path), config=...)" if others == {culprit} and not later else _TRUSTED
-        return _unsafe(
-            f"{path}: a pickle with an object of {culprit} beside the weights, whose code is not run here.", call
-        )
+        return _unsafe(path, f"with an object of {culprit} beside the weights, whose code is not run here", call)
     number = re.search(r"a NumPy [\w ']+", said)
     value = number[0] if number else culprit
     if not others and (value or later):
         what = "of protocol 4 or 5" if later else f"with {value} beside the weights"
-        return _unsafe(f"{path}: a pickle {what}, which is not read.", _TRUSTED)
+        return _unsafe(path, f"{what}, which is not read", _TRUSTED)
     if others:
         culprit = runs or culprit
         what = f"calls {culprit}" if culprit else "calls what a pickle of tensors does not"

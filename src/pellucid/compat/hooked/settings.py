@@ -16,9 +16,8 @@ from pellucid.family.families import config_of, family_of
 from pellucid.family.json_config import Config
 from pellucid.open import from_hf, load
 from pellucid.run.model import CkptedTransformer
-from pellucid.text.borrowed import complete
+from pellucid.text.borrowed import Tokenizes, complete
 from pellucid.text.tokenizer import Tokenizer
-from pellucid.text.tokenizer_files import Tokenizes
 from pellucid.weights.load import parse_dtype
 
 
