@@ -42,10 +42,10 @@ def files_entered() -> Iterator[set[str]]:
 Journey = Callable[[pl.CkptedTransformer, pl.Batch, Any], Any]
 
 JOURNEYS: dict[str, tuple[int, Journey]] = {
-    "load": (34, lambda model, batch, theirs: pl.load()),
-    "model(batch)": (14, lambda model, batch, theirs: model(batch)),
-    "capture everything": (20, lambda model, batch, theirs: model.run_with_ckpts(batch)),
-    "generate three tokens": (31, lambda model, batch, theirs: model.generate(TEXT, max_new_tokens=3)),
+    "load": (32, lambda model, batch, theirs: pl.load()),
+    "model(batch)": (11, lambda model, batch, theirs: model(batch)),
+    "capture everything": (16, lambda model, batch, theirs: model.run_with_ckpts(batch)),
+    "generate three tokens": (28, lambda model, batch, theirs: model.generate(TEXT, max_new_tokens=3)),
     "compare": (46, lambda model, batch, theirs: pl.compare(model, theirs(), inputs=TEXT)),
     "pellucid run TEXT": (53, lambda model, batch, theirs: CliRunner().invoke(app, ["run", TEXT])),
 }
