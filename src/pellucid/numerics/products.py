@@ -191,24 +191,24 @@ class QuickProducts(Products):
 
     def affine(self, x: Tensor, stored: Tensor, bias: Tensor) -> Tensor:
         matrix = _matrix(stored)
-        if _onednn_can(x, matrix):
-            weight = matrix.t()
-            if (read := self._read_by_onednn(x, stored, weight, bias)) is not None:
-                return _by_onednn(x, weight, bias, read)
-        return affine(x, matrix, bias)
+        read = self._read_by_onednn(x, stored, matrix, bias, turned=True) if _onednn_can(x, matrix) else None
+        return affine(x, matrix, bias) if read is None else _by_onednn(x, matrix.t(), bias, read)
 
     def linear(self, x: Tensor, stored: Tensor, bias: Tensor | None = None, *, rows: Rows = as_it_is) -> Tensor:
         weight = rows(stored)
-        if _onednn_can(x, weight) and (read := self._read_by_onednn(x, stored, weight, bias)) is not None:
-            return _by_onednn(x, weight, bias, read)
-        return F.linear(x, weight, bias)
+        read = self._read_by_onednn(x, stored, weight, bias) if _onednn_can(x, weight) else None
+        return F.linear(x, weight, bias) if read is None else _by_onednn(x, weight, bias, read)
 
-    def _read_by_onednn(self, x: Tensor, stored: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """What oneDNN, which can take the product, is to read as the weight [O, I], a view of what is stored.
+    def _read_by_onednn(
+        self, x: Tensor, stored: Tensor, matrix: Tensor, bias: Tensor | None, *, turned: bool = False
+    ) -> Tensor | None:
+        """What oneDNN, which can take the product, is to read as the weight; None if torch takes it in less time.
 
-        None if torch takes it in less time.
+        The matrix is a view of what is stored: the weight [O, I] or, turned, [I, O].
         """
-        return weight if library_for(x, weight, bias) == "onednn" else None
+        if library_for(x, matrix, bias, turned=turned) != "onednn":
+            return None
+        return matrix.t() if turned else matrix
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, read: Tensor) -> Tensor:
@@ -265,13 +265,14 @@ class PackedProducts(KeepingProducts):
     def bytes_needed(self, matrices: Iterable[Tensor]) -> int:
         return sum(packed_bytes(_matrix(m)) for m in matrices if m.dtype == torch.float32 and m.device.type == "cpu")
 
-    def _read_by_onednn(self, x: Tensor, stored: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        if not can_keep(stored):
-            return super()._read_by_onednn(x, stored, weight, bias)
-        way = library_for(x, weight, bias, may_pack=True)
-        if way == PACKED:
-            return self._copies.of(stored, weight, packed)
-        return weight if way == "onednn" else None
+    def _read_by_onednn(
+        self, x: Tensor, stored: Tensor, matrix: Tensor, bias: Tensor | None, *, turned: bool = False
+    ) -> Tensor | None:
+        way = library_for(x, matrix, bias, turned=turned, may_pack=can_keep(stored))
+        if way == "torch":
+            return None
+        weight = matrix.t() if turned else matrix
+        return self._copies.of(stored, weight, packed) if way == PACKED else weight
 
 
 class RoundedProducts(KeepingProducts):

@@ -54,6 +54,9 @@ MOST_ROWS = 512
 CLEARLY = 0.95
 """The share of the time of the way chosen before that another must stay below, so that noise alone chooses none."""
 
+MOST_ANSWERS = 4096
+"""Shapes for which an answer is kept; texts of any length would fill the memory."""
+
 ROUNDS = 3
 LONGEST = 0.1
 """Seconds after which a measurement ends with fewer rounds, as on a machine that others use."""
@@ -79,7 +82,8 @@ class Choice(NamedTuple):
 
 
 _inside: ContextVar[str] = ContextVar("the library inside `one_library`", default="")
-_chosen: dict[Any, Choice] = {}
+_chosen: dict[Product, Choice] = {}
+_answers: dict[tuple[object, ...], str] = {}
 _measuring = threading.Lock()
 _read: set[str] = set()
 """Files whose choices were taken over."""
@@ -94,6 +98,7 @@ def forget() -> None:
     """Forget what was measured and read, so that it is measured or read again."""
     with _measuring:
         _chosen.clear()
+        _answers.clear()
         _read.clear()
 
 
@@ -155,29 +160,39 @@ def packed_bytes(matrix: Tensor) -> int:
     return rows * columns * matrix.itemsize
 
 
-def library_for(x: Tensor, weight: Tensor, bias: Tensor | None, *, may_pack: bool = False) -> str:
-    """Return one of `WAYS` for a product of x [..., I] and weight [O, I], in float32 on the processor."""
+def library_for(x: Tensor, matrix: Tensor, bias: Tensor | None, *, turned: bool = False, may_pack: bool = False) -> str:
+    """Return one of `WAYS` for a product in float32 on the processor, of x [..., I] and a matrix.
+
+    The matrix is the weight [O, I], or [I, O] if it is `turned`: to turn it takes as long as to look up the answer,
+    which is kept for the very shapes.
+    """
+    threads = torch.get_num_threads()
+    asked = (_wish(), x.shape, matrix.shape, matrix.is_contiguous(), bias is None, turned, threads, may_pack)
+    way = _answers.get(asked)
+    if way is None:
+        if len(_answers) >= MOST_ANSWERS:
+            _answers.clear()
+        way = _answers[asked] = _library(x, matrix.t() if turned else matrix, bias, may_pack=may_pack)
+    return way
+
+
+def _library(x: Tensor, weight: Tensor, bias: Tensor | None, *, may_pack: bool) -> str:
     wish = _wish()
     if wish in WAYS:
         return wish if may_pack or wish != PACKED else "onednn"
     if x.numel() * weight.size(0) < SMALL:
         return "torch"
-    key = _key(x, weight, bias, may_pack)
-    choice = _chosen.get(key) if not wish or wish in _read else None
-    return (choice or _choose(Product(*key), x, weight, bias, wish)).library
+    shape = shape_of(x, weight, bias, may_pack=may_pack)
+    choice = _chosen.get(shape) if not wish or wish in _read else None
+    return (choice or _choose(shape, x, weight, bias, wish)).library
 
 
 def shape_of(x: Tensor, weight: Tensor, bias: Tensor | None, *, may_pack: bool = False) -> Product:
     """The class of a product of x [..., I] and weight [O, I]."""
-    return Product(*_key(x, weight, bias, may_pack))
-
-
-def _key(x: Tensor, weight: Tensor, bias: Tensor | None, may_pack: bool) -> tuple[int, int, int, bool, bool, int, bool]:
-    """The fields of a `Product`, which equal it; to make one takes as long as all else of a choice that is known."""
     outputs, inputs = weight.shape
     rows = 1 << (x.numel() // inputs - 1).bit_length()
     by_outputs, threads = weight.is_contiguous(), torch.get_num_threads()
-    return min(MOST_ROWS, rows), inputs, outputs, by_outputs, bias is not None, threads, may_pack
+    return Product(min(MOST_ROWS, rows), inputs, outputs, by_outputs, bias is not None, threads, may_pack)
 
 
 def _choose(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None, file: str) -> Choice:
