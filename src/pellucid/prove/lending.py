@@ -232,13 +232,16 @@ def snapshot(module: nn.Module) -> tuple[Any, ...] | None:
 
 def _values(held: Any) -> Any:
     """What something holds, in numbers and identities; `ValueError` if it may hold more."""
+    if type(held) in UNCHANGING:
+        return held
+    if isinstance(held, dict) and type(held) in CONTAINERS and all(type(key) in UNCHANGING for key in held):
+        return type(held), tuple(held), tuple(map(_values, held.values()))
     if isinstance(held, nn.Parameter):
         return id(held), held._version
     if isinstance(held, Tensor) and has_memory(held) and held.numel() <= MOST_NUMBERS:
         return id(held), held.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-    if type(held) in CONTAINERS:
-        items = held.items() if isinstance(held, dict) else held
-        return type(held), tuple(_values(item) for item in items)
-    if type(held) not in UNCHANGING and not isinstance(held, _BY_IDENTITY):
-        raise ValueError(type(held))
-    return held
+    if type(held) in (list, tuple, set):
+        return type(held), tuple(map(_values, held))
+    if isinstance(held, _BY_IDENTITY):
+        return held
+    raise ValueError(type(held))
