@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,20 +66,22 @@ class Campaign:
         return "\n".join([*rows, *(f"FAILED: file {n}, {kind}: {what}" for n, kind, what in self.failures)])
 
 
-def run(files: int, seed: str, *, first: int = 0, keep: Path | None = None) -> Campaign:
+def run(
+    files: int, seed: str, *, first: int = 0, keep: Path | None = None, start: Callable[..., Any] = subprocess.Popen
+) -> Campaign:
     """Read damaged files in a process of its own, which is started again where one kills it or never ends."""
     campaign = Campaign()
     with suppress(KeyboardInterrupt):  # what came of it so far is shown
-        _run(campaign, files, seed, first, keep)
+        _run(campaign, files, seed, first, keep, start)
     return campaign
 
 
-def _run(campaign: Campaign, files: int, seed: str, first: int, keep: Path | None) -> None:
+def _run(campaign: Campaign, files: int, seed: str, first: int, keep: Path | None, start: Callable[..., Any]) -> None:
     while first < files:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(WORKER), str(first), str(files), seed, folder]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as worker:
+            with start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as worker:
                 first = _follow(worker, campaign, first, Path(folder), keep)
 
 
