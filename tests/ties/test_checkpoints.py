@@ -268,6 +268,14 @@ def test_layouts_that_transformers_does_not_read(tmp_path: Path) -> None:
     assert "nanogpt" in after.reason
 
 
+def test_one_field_that_is_left_out_is_named_whole(tmp_path: Path) -> None:
+    _, folder = saved("nothing", tmp_path)
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, "tie_word_embeddings": False}))
+    assert ties_report(folder, ignore_config="tie_word_embeddings_now").declared.by_config is False
+    assert ties_report(folder, ignore_config="tie_word_embeddings").declared.by_config is True
+
+
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(pl.NotFoundError):
         ties_report(tmp_path / "nowhere.safetensors")

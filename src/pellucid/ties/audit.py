@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pellucid.errors import MOST_PRINTED, ConfigError, InputError, printable
+from pellucid.family.config import as_names
 from pellucid.names.calls import named_arguments, named_methods
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
@@ -175,7 +176,7 @@ def ties_report(
 ) -> TieAudit:
     """The audit of a weights file or folder: what `pellucid ties PATH` shows, perhaps by a configuration of its own."""
     given = None if config is None else read_json(Path(config), ConfigError, "config-not-json")
-    opened = open_stored(hub.locate(path), config=given, ignored=ignore_config)
+    opened = open_stored(hub.locate(path), config=given, ignored=as_names(ignore_config))
     return _audit(opened.subject, opened.after, opened.nbytes)
 
 
