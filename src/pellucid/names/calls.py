@@ -78,9 +78,10 @@ OPENING: Mapping[str, str] = {
         theirs: f"Pass hub=pl.HubOptions({here}=...)."
         for here, theirs in (
             ("revision", "revision"), ("cache_dir", "cache_dir"), ("token", "token"), ("token", "use_auth_token"),
-            ("offline", "local_files_only"), ("endpoint", "mirror"),
+            ("endpoint", "mirror"),
         )
     },
+    "local_files_only": "Pass hub=pl.HubOptions(offline=True).",
     "attn_implementation": "Pass attention='eager', which makes every layer explicit, or attention='auto'.",
     "tie_word_embeddings": "Pass config={'tie_word_embeddings': True} or False.",
     **dict.fromkeys(
