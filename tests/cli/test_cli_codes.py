@@ -27,7 +27,7 @@ Site = tuple[str, str]
 NO_VERB = {
     "needs an edit, a cache, a start or a tap, which no verb has":
         "cache-misfit cache-rows edit-kind edit-misfit edit-needs-the-text no-such-axis patch-of-a-part "
-        "patch-of-another-length start-at tap-kind",
+        "index-out-of-range patch-of-another-length start-at tap-kind",
     "indexes what was captured, or asks for a parameter":
         "layer-name meta-device not-captured not-of-every-block unknown-parameter",
     "takes a model, modules or a configuration made in Python":
@@ -35,19 +35,19 @@ NO_VERB = {
         "config-wrong-type "
         "device-not-available generation-refused generation-wrong-type head-not-plain head-shape hf-attention "
         "hf-cannot-run hf-computed-weight hf-dropout hf-head hf-hooks hf-part hf-patched-forward hf-tensors "
-        "hf-wrong-class no-head not-a-model reload-differs reload-raises save-raises save-would-lose "
+        "hf-wrong-class no-head not-a-model reload-differs reload-raises save-raises "
         "weights-misfit",
     "takes tensors, arrays, figures or settings made in Python":
         "bandwidth component-axes corpus-above corpus-encode corpus-no-units corpus-units heatmap-centre "
-        "id-out-of-range ids-dtype logits-shape mask-while-captured matrix-axes module-input "
+        "id-out-of-range ids-dtype logits-shape mask-while-captured matrix-axes "
         "no-coefficients no-page not-a-fit not-a-readout "
         "not-a-rectangle not-a-state-dict not-an-optimizer not-auditable not-axes not-counted not-labelled "
         "not-measurable padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "
         "unknown-covariance",
     "multiplies factored matrices": "factors-misfit not-square",
     "is code for HookedTransformer":
-        "hook-direction hook-not-computed hooked-config hooked-tokenizer hooked-unsupported no-beginning "
-        "patch-arguments patch-indices several-rows slice-without-length unknown-hook-point",
+        "hook-direction hook-not-computed hooked-config hooked-return-type hooked-tokenizer hooked-unsupported "
+        "no-beginning patch-arguments patch-indices several-rows slice-without-length unknown-hook-point",
     "folds and centres weights": "folding-differs folding-rotated folding-without-bias",
     "attributes captured values":
         "attribution-of-some-heads attribution-target "
