@@ -47,7 +47,7 @@ JOURNEYS: dict[str, tuple[int, Journey]] = {
     "capture everything": (16, lambda model, batch, theirs: model.run_with_ckpts(batch)),
     "generate three tokens": (28, lambda model, batch, theirs: model.generate(TEXT, max_new_tokens=3)),
     "compare": (46, lambda model, batch, theirs: pl.compare(model, theirs(), inputs=TEXT)),
-    "pellucid run TEXT": (53, lambda model, batch, theirs: CliRunner().invoke(app, ["run", TEXT])),
+    "pellucid run TEXT": (49, lambda model, batch, theirs: CliRunner().invoke(app, ["run", TEXT])),
 }
 """At most how many files, and the journey: of a model, a batch, and what makes transformers' model of its weights."""
 
