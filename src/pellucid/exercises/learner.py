@@ -142,10 +142,7 @@ class ModuleProbe:
     def _explained(
         self, watch: Watch, produce: Produce, outputs: list[Tensor], mistakes: list[Mistake], wrong: int
     ) -> WrongAnswerError:
-        """The wrong answer with the mistake that reproduces it, or with what is observed if none does.
-
-        `watch` saw what is computed for the input of number `wrong`, the first whose output is wrong.
-        """
+        """The wrong answer, by the mistake that reproduces it, else by what `watch` saw of the first wrong input."""
         right = next(itertools.islice(produce(RIGHT), wrong, None))
         stage, line = watch.first_missing(right, COARSE if watch.coarse else EXACT)
         if (cause := self._cause(watch, produce, outputs, mistakes, stage, wrong)) is not None:
