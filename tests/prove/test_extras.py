@@ -220,6 +220,29 @@ def test_the_bias_of_k_cannot_be_shown(small: pl.CkptedTransformer) -> None:
     assert "no bias on v (with this in the reference, the logits agree too)" in str(wrong.first_divergence)
 
 
+def test_what_changes_no_score_is_said(small: pl.CkptedTransformer) -> None:
+    """A fused tensor of which one part is equal is known by it, however far the others are."""
+    far, turned = course(small), course(small)
+    with torch.no_grad():
+        for block in far.blocks:
+            block.attn.qkv_proj.bias[24:48] += 10
+        for block in turned.blocks:
+            rotation = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).double())[0]
+            for tensor in (block.attn.qkv_proj.weight, block.attn.qkv_proj.bias):
+                rows = tensor.unflatten(0, (9, 8))[:6]
+                rows.copy_(torch.einsum("ij,hj...->hi...", rotation, rows.double()))
+    report = pl.compare(small, far, IDS)
+    assert (report.verdict, report.first_divergence.where) == ("different", "blocks.0.attn.b_K")
+    assert "no text can show it: softmax ignores" in report.first_divergence.detail
+    words = "W_Q and W_K and b_Q and b_K: turned alike in each head, so that no q · k changes, in blocks 0, 1"
+    report = pl.compare(small, turned, IDS)
+    assert (report.verdict, report.first_divergence.cause) == ("different", words)
+    assert "same logits: in float64" in " ".join(report.notes) or "nearly the same logits" in " ".join(report.notes)
+    with torch.no_grad():
+        turned.blocks[1].attn.qkv_proj.weight[24:32].neg_()
+    assert "turned" not in str(pl.compare(small, turned, IDS).first_divergence)
+
+
 def test_ties_on_both_sides_are_said(small: pl.CkptedTransformer) -> None:
     hf = pl.to_hf(small)
     assert not any("ties" in note for note in pl.compare(small, hf, IDS).notes)

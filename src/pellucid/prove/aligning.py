@@ -31,6 +31,9 @@ SAMPLE = 509
 ALONG = 1 - 1e-6
 """Cosine above which a tensor is a multiple of another."""
 
+CLEARLY = 0.7
+"""What part of another order's distance one has to have, at most, to be the better one."""
+
 NEAR = 0.5
 """Relative distance on the sample below which two tensors count as versions of one another."""
 
@@ -167,7 +170,8 @@ class _Aligner:
     def _best(self, name: str, tensor: Tensor, group: Group) -> tuple[Group, GroupTransform | None, float]:
         """A group's parts in the order, and the transform, under which a tensor is closest to it; and how far it is.
 
-        If several orders are as close, as for biases of zeros, the parts stand as in what is beside the tensor.
+        If several orders are about as close, as for biases of zeros and for parts that are far off, the parts stand as
+        in what is beside the tensor, else in the usual order.
         """
         owner = name.rpartition(".")[0]
         beside = {
@@ -177,7 +181,7 @@ class _Aligner:
         best: tuple[Group, GroupTransform | None, float] = (group, None, math.inf)
         for arranged in sorted(_arrangements(group), key=lambda arranged: arranged.units not in beside):
             transform, distance = _best_transform(arranged, arranged.natural(self.units), tensor)
-            if distance < best[2]:
+            if distance < CLEARLY * best[2]:
                 best = arranged, transform, distance
             if distance == 0.0:
                 break
@@ -313,6 +317,9 @@ def _match_heads(expected: Tensor, given: Tensor) -> tuple[tuple[int, ...] | Non
 
 
 def _distance(expected: Tensor, given: Tensor) -> float:
-    """Relative distance, times the share of unequal values: equal bits are no coincidence."""
+    """Relative distance, times a power of the share of unequal values: equal bits are no coincidence.
+
+    By the power a part of a fused tensor that is equal outweighs others that are far off, such as the bias of k.
+    """
     equal = (expected == given) & (expected != 0)
-    return float((expected - given).norm()) / (float(expected.norm()) or 1.0) * (1 - float(equal.double().mean()))
+    return float((expected - given).norm()) / (float(expected.norm()) or 1.0) * (1 - float(equal.double().mean())) ** 8

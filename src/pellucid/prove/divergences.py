@@ -21,7 +21,7 @@ from pellucid.prove.causes import Cause
 from pellucid.prove.points import LOGITS, ckpt_of, in_order
 from pellucid.prove.report import Divergence, describe_difference
 from pellucid.prove.runs import Runs
-from pellucid.prove.units import HEAD, HEADS, N_CTX, kind_of
+from pellucid.prove.units import HEAD, HEADS, N_CTX, kind_of, same_products
 from pellucid.schema import POSITIONS, Schema, in_another_order
 
 HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -83,8 +83,8 @@ def _is_rounded(whole: Tensor, rounded: Tensor, dtype: torch.dtype) -> bool:
 
 
 def relations(sides: Sides) -> str | None:
-    """What every parameter that differs is of the reference's: in another order, or a multiple; None of any other."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """What each parameter that differs is of the reference's: in another order, a multiple, turned; else None."""
+    changed: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
     for match in sides.alignment.matches:
         if match.comparison.bit_equal:
             continue
@@ -92,16 +92,18 @@ def relations(sides: Sides) -> str | None:
             return None
         undone = match.transform.undo(sides.others[match.name].detach(), match.group, match.comparison.shape)
         for unit, theirs in match.group.split(undone).items():
-            ours = sides.units[unit]
-            if theirs.dtype == ours.dtype and torch.equal(theirs, ours):
-                continue
-            axes = match.group.inner
-            ways = (_order(ours, theirs, axes), _multiple(ours, theirs), _of_heads(ours, theirs, axes))
-            words = next((way for way in ways if way is not None), None)
-            if words is None:
-                return None
-            block, name = _placed(unit)
-            found.setdefault(words, {}).setdefault(name, []).append(block)
+            if theirs.dtype != sides.units[unit].dtype or not torch.equal(theirs, sides.units[unit]):
+                changed[unit] = theirs, match.group.inner
+    turned = _turned(sides, {unit: theirs for unit, (theirs, _) in changed.items()})
+    found: dict[str, dict[str, list[str]]] = {}
+    for unit, (theirs, axes) in changed.items():
+        ours = sides.units[unit]
+        ways = (_order(ours, theirs, axes), _multiple(ours, theirs), _of_heads(ours, theirs, axes), turned.get(unit))
+        words = next((way for way in ways if way is not None), None)
+        if words is None:
+            return None
+        block, name = _placed(unit)
+        found.setdefault(words, {}).setdefault(name, []).append(block)
     told: dict[tuple[str, str], list[str]] = {}
     for words, names in found.items():
         for name, blocks in names.items():
@@ -173,6 +175,18 @@ def _of_heads(ours: Tensor, theirs: Tensor, axes: tuple[str, ...]) -> str | None
     if len(changed) == len(a) or None in factors:
         return None
     return " and ".join(f"head {head} is {words}" for head, words in zip(changed, factors, strict=True))
+
+
+def _turned(sides: Sides, changed: Mapping[str, Tensor]) -> dict[str, str]:
+    """The units that are others with the same q · k, with words for it; of a rotary model it would say nothing."""
+    if not any(N_CTX in match.group.inner for match in sides.alignment.matches):
+        return {}
+    found: dict[str, str] = {}
+    for place in (unit.removesuffix(".W_Q") for unit in changed if unit.endswith(".W_Q")):
+        if same_products(place, sides.units, {**sides.units, **changed}):
+            units = [f"{place}.{kind}_{letter}" for letter in "QK" for kind in "Wb"]
+            found |= dict.fromkeys(units, "turned alike in each head, so that no q · k changes")
+    return found
 
 
 @dataclass(frozen=True)

@@ -265,3 +265,24 @@ def is_in_another_block(unit: str, units: Mapping[str, Tensor], missing: Collect
     """Whether a unit's values are another block's, too, which are not missing: one module may be both blocks."""
     there = (name for name in units if kind_of(name) == kind_of(unit) and name not in missing)
     return any(torch.equal(units[unit], units[name]) for name in there)
+
+
+ALIKE = 1e-5
+"""Relative distance of products of matrices up to which rounding their entries to float32 explains it."""
+
+
+def same_products(place: str, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Whether two attentions have the same W_Q W_K^T in each head, b_Q and b_K as one more row, but for rounding.
+
+    Inner products of such matrices [D + 1, D + 1] are sums over matrices [K, K], which are small.
+    """
+
+    def read(of: Mapping[str, Tensor], letter: str) -> Tensor:
+        return torch.cat([of[f"{place}.W_{letter}"], of[f"{place}.b_{letter}"][:, None]], 1).cpu().double()
+
+    def inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+        return ((one[0].mT @ other[0]) * (one[1].mT @ other[1])).sum((1, 2))
+
+    ours, theirs = ((read(of, "Q"), read(of, "K")) for of in (units, others))
+    gap = inner(ours, ours) + inner(theirs, theirs) - 2 * inner(ours, theirs)
+    return bool((gap <= ALIKE**2 * inner(ours, ours)).all())
