@@ -234,12 +234,12 @@ def test_what_changes_no_score_is_said(small: pl.CkptedTransformer) -> None:
     report = pl.compare(small, far, IDS)
     assert (report.verdict, report.first_divergence.where) == ("different", "blocks.0.attn.b_K")
     assert "no text can show it: softmax ignores" in report.first_divergence.detail
-    words = "W_Q and W_K and b_Q and b_K: turned alike in each head, so that no q · k changes, in blocks 0, 1"
+    words = "W_Q and W_K and b_Q and b_K: turned alike in each head, so that no q · k changes, in block 0"
     report = pl.compare(small, turned, IDS)
     assert (report.verdict, report.first_divergence.cause) == ("different", words)
     assert "same logits: in float64" in " ".join(report.notes) or "nearly the same logits" in " ".join(report.notes)
     with torch.no_grad():
-        turned.blocks[1].attn.qkv_proj.weight[24:32].neg_()
+        turned.blocks[0].attn.qkv_proj.weight[24:32].neg_()
     assert "turned" not in str(pl.compare(small, turned, IDS).first_divergence)
 
 

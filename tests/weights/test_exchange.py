@@ -149,6 +149,18 @@ class Holder:
         self.model = model
 
 
+def test_of_adapters_around_a_model_the_way_to_merge_them_is_said() -> None:
+    class Adapters(Holder):
+        def merge_and_unload(self) -> nn.Module:
+            return self.model
+
+    hf_model = Adapters(small_hf())
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.from_hf(hf_model)  # pyright: ignore[reportArgumentType]
+    merged = eval(caught.value.remedy.partition(": ")[2].removesuffix("."), {"pl": pl, "hf_model": hf_model})
+    assert same_logits(merged, hf_model.model)
+
+
 @pytest.mark.parametrize("around", [nn.DataParallel, nn.Sequential, Holder, GPT2ForSequenceClassification])
 def test_the_model_inside_another_object_is_named(around: Any) -> None:
     hf = small_hf()

@@ -96,6 +96,8 @@ def _wrong_class(given: object) -> WeightsError:
     held = next((path for path, module in modules if isinstance(module, models)), None)
     if isinstance(given, type):
         name, remedy = f"the class {given.__name__}", f"Make a model of it: {given.__name__}.from_pretrained(name)."
+    elif hasattr(given, "merge_and_unload"):
+        remedy = "Merge the adapters (PEFT) into the weights: pl.from_hf(hf_model.merge_and_unload())."
     elif held is not None:
         place = held if all(map(str.isidentifier, held.split("."))) else f"get_submodule({held!r})"
         remedy = f"Give the one that it holds: pl.from_hf(hf_model.{place}). What stands around it is not carried over."

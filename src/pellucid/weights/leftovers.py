@@ -27,7 +27,8 @@ class Foreign:
 
 
 _MERGE = (
-    "Merge them with PEFT: model = PeftModel.from_pretrained(base, folder).merge_and_unload(), then save that model."
+    "Merge them with PEFT: model = PeftModel.from_pretrained(base, folder).merge_and_unload(), then save that model. "
+    "Prompts and prefixes cannot be merged: open the base model, without them."
 )
 _FAMILIES = "ONE OF THE FAMILIES"
 """Stands in a remedy for the registered families, which are not read for a table."""
