@@ -102,9 +102,12 @@ def _mended() -> pl.CkptedTransformer:
     return model
 
 
-def _meta() -> pl.CkptedTransformer:
+def _meta(*, hooked: bool = False) -> pl.CkptedTransformer:
     with torch.device("meta"):
-        return pl.CkptedTransformer(_config())
+        model = pl.CkptedTransformer(_config())
+    if hooked:
+        vars(model)["_hf_hook"] = object()  # as accelerate marks what it keeps elsewhere
+    return model
 
 
 def _filled(weights: dict[str, torch.Tensor]) -> pl.CkptedTransformer:
@@ -260,6 +263,8 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: pl.compare(h.model, Program(lazy=True, run=True))),
         Case(lambda h: pl.compare(h.model, _saved_and_read(h, "meta")), "map_location='cpu'",
              lambda h: pl.compare(h.model, _saved_and_read(h, "cpu"))),
+        Case(lambda h: pl.compare(h.model, _meta(hooked=True)), "accelerate.hooks.remove_hook_from_module",
+             lambda h: pl.compare(h.model, _filled(h.model.state_dict()))),
         Case(lambda h: pl.compare(h.model, _meta()),
              "model.to_empty(device='cpu'), then model.load_state_dict(weights)",
              lambda h: pl.compare(h.model, _filled(h.model.state_dict()))),

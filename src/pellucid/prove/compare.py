@@ -131,13 +131,16 @@ def require_values(side: Tensor | nn.Module | Mapping[str, Tensor]) -> tuple[str
     empty = [name for name, tensor in held.items() if tensor.is_meta]
     if not empty:
         return ()
-    if isinstance(side, nn.Module) and len(empty) < len(held) and runs_without_meta(side):
+    away = isinstance(side, nn.Module) and any("_hf_hook" in vars(child) for child in side.modules())
+    if isinstance(side, nn.Module) and not away and len(empty) < len(held) and runs_without_meta(side):
         return (f"on the meta device, where nothing has values, and not read in a run of two ids: {shown(empty)}",)
     raise InputError(
         f"compare: {shown(empty[0])} of {type(side).__name__} is on the meta device and has no values"
         f" ({len(empty)} of {len(held)} tensors are).",
         code="compare-no-values",
-        remedy="Give it values first: model.to_empty(device='cpu'), then model.load_state_dict(weights)."
+        remedy="accelerate keeps them: accelerate.hooks.remove_hook_from_module(model, recurse=True) brings them back."
+        if away
+        else "Give it values first: model.to_empty(device='cpu'), then model.load_state_dict(weights)."
         if isinstance(side, nn.Module)
         else "Give tensors with values, such as torch.load(file, map_location='cpu') returns.",
     )

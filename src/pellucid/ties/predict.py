@@ -16,7 +16,7 @@ from pellucid.numerics.rounding import same_numbers
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, same_place
 from pellucid.ties.standins import Refused, Reread, reread, saved_configuration, written
-from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, Declared, built, plain_linear, weight_names
+from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, Declared, built, plain_linear, runs_another, weight_names
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class _Comparison:
         names = [n for n in self.live if n.startswith(f"{path}.")] or [weight if weight in self.again.source else path]
         kind = type(other).__name__
         gone = f"is lost: the class builds a {kind} in the place of this {type(module).__name__}"
-        gone += ", whose forward was replaced" * ("forward" in vars(module))
+        gone += ", whose forward was replaced" * runs_another(module)
         linear = plain_linear(module)
         if linear is not None and kind == "Linear" and weight in self.again.source:
             source = self.again.source[weight]
@@ -259,8 +259,8 @@ class _Comparison:
 
 def _same_code(a: nn.Module, b: nn.Module) -> bool:
     if isinstance(a, _PASSING) and isinstance(b, _PASSING):
-        return "forward" not in vars(a) and (isinstance(a, nn.Identity) or type(a) is type(b) or not a.training)
-    return (type(a) is type(b) or type(a).forward is type(b).forward) and "forward" not in vars(a)
+        return not runs_another(a) and (isinstance(a, nn.Identity) or type(a) is type(b) or not a.training)
+    return (type(a) is type(b) or type(a).forward is type(b).forward) and not runs_another(a)
 
 
 _PASSING = (nn.Identity, nn.Dropout)

@@ -62,12 +62,20 @@ def is_hf(x: object) -> bool:
     return module is not None and isinstance(x, module.PreTrainedModel)
 
 
+def runs_another(module: nn.Module) -> bool:
+    """Whether a forward of somebody else's stands in a module; accelerate's, which only moves tensors, is none."""
+    hook = vars(module).get("_hf_hook")
+    moves = {type(one).__name__ for one in getattr(hook, "hooks", (hook,))} == {"AlignDevicesHook"}
+    own = getattr(vars(module).get("_old_forward"), "__func__", None) is type(module).forward
+    return "forward" in vars(module) and not (moves and own)
+
+
 def plain_linear(module: nn.Module | None) -> nn.Linear | None:
     """The `Linear` that a module computes and nothing else, through any number of `Sequential`s around it."""
     while type(module) is nn.Sequential:
         inner = [child for child in module if type(child) is not nn.Identity]
         module = inner[0] if len(inner) == 1 else None
-    if not isinstance(module, nn.Linear) or "forward" in vars(module):
+    if not isinstance(module, nn.Linear) or runs_another(module):
         return None
     return module if type(module).forward is nn.Linear.forward else None
 
