@@ -134,11 +134,19 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | N
     return backend, {name: settings[name] for name in _KEPT if settings.get(name, []) != []}
 
 
+def _matches_nothing(pattern: str) -> bool:
+    """Whether a regular expression of the library matches between two characters, and not only in a certain place."""
+    made = tokenizers.normalizers.Replace(tokenizers.Regex(pattern), "x").normalize_str("\uffff")
+    return "x" in made and "\uffff" in made
+
+
 def _require_sound(stored: Any) -> None:
     """Refuse a `tokenizer.json` at which the tokenizers library panics, as it prints a trace before it raises."""
     found = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
     cut, replaced = (json.dumps(found.get(name)) for name in ("pre_tokenizer", "normalizer"))
-    if re.search(r'"length": 0[,}]', cut) or '{"String": ""}' in replaced:
+    patterns = [json.loads(one) for one in re.findall(r'"Regex": ("(?:[^"\\\\]|\\\\.)*")', replaced)]
+    empty = '{"String": ""}' in replaced or ('"ByteLevel"' in cut and any(map(_matches_nothing, patterns)))
+    if re.search(r'"length": 0[,}]', cut) or empty:
         raise ValueError("a step that cuts or replaces pieces of no characters")
     prefix = found.get("model", {}).get("continuing_subword_prefix") or ""
     for merge in found["model"].get("merges", ()) if prefix else ():
