@@ -33,7 +33,7 @@ _AROUND = {"OptimizedModule": "_orig_mod", "CheckpointWrapper": "_checkpoint_wra
 
 def uncompiled(module: nn.Module) -> nn.Module:
     """The module that `torch.compile` or activation checkpointing was given, which computes the same."""
-    while (inside := module._modules.get(_AROUND.get(type(module).__name__, ""))) is not None:
+    while (name := _AROUND.get(type(module).__name__)) and (inside := module._modules[name]) is not None:
         module = inside
     return module
 
