@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 import support
+from pellucid.prove import held
 
 SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 1, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
@@ -53,6 +54,50 @@ def beside(make: Callable[[], Any], *, buffer: bool = False) -> Callable[[pl.Ckp
 
 class Subclass(torch.Tensor):
     pass
+
+
+class Packed(torch.Tensor):
+    """Eighths as whole numbers, in a tensor of their own, as torchao keeps quantized weights."""
+
+    @staticmethod
+    def __new__(cls, whole: Tensor) -> Any:
+        return torch.Tensor._make_wrapper_subclass(cls, whole.shape, dtype=torch.float32)
+
+    def __init__(self, whole: Tensor) -> None:
+        self.whole = whole
+
+    def __tensor_flatten__(self) -> Any:
+        return ["whole"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Any, *_: Any) -> Any:
+        return Packed(inner["whole"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return cls(args[0].whole)
+        raise NotImplementedError(func)
+
+    def dequantize(self) -> Tensor:
+        return self.whole / 8.0
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Any:
+        return cls((8 * tensor).to(torch.int8))
+
+
+def test_packed_weights_are_read_by_what_they_stand_for_or_refused_by_name() -> None:
+    eighths = torch.tensor([[1.0, 0.5, 0.25]])
+    found = held.filled(Packed.of(eighths))
+    assert found is not None
+    assert torch.equal(found, eighths)
+    model = nn.Linear(3, 1)
+    model.weight = nn.Parameter(Packed.of(eighths), requires_grad=False)
+    for door in (pl.audit_ties, lambda model: pl.load(model.state_dict(), config=pl.TransformerConfig(**SMALL))):
+        with pytest.raises(pl.WeightsError) as caught:
+            door(model)
+        assert caught.value.code == "tensor-not-dense"
 
 
 def nested() -> Tensor:

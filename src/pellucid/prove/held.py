@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pellucid.check import attribute
 
@@ -85,7 +86,7 @@ def _inside(value: Any, name: str, seen: set[int], deep: int) -> dict[str, Tenso
 
 def has_memory(tensor: Tensor) -> bool:
     """Whether a tensor's values lie in memory as strides say: no sparse one, and none of several sizes."""
-    if tensor.layout != torch.strided or tensor.is_nested:
+    if tensor.layout != torch.strided or tensor.is_nested or is_traceable_wrapper_subclass(tensor):
         return False
     try:
         tensor.data_ptr()
@@ -100,7 +101,8 @@ def filled(tensor: Tensor) -> Tensor | None:
         return tensor
     try:
         with torch.no_grad():
-            made = tensor.dequantize() if tensor.is_quantized else tensor.detach().to_dense()
+            quantized = tensor.is_quantized or type(tensor).dequantize is not Tensor.dequantize  # as torchao's are
+            made = tensor.dequantize() if quantized else tensor.detach().to_dense()
     except (RuntimeError, NotImplementedError):
         return None
     return made if has_memory(made) else None

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pellucid.check import require_tree
-from pellucid.errors import InputError
+from pellucid.errors import InputError, WeightsError
 from pellucid.family.rotary import Rotary
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named
@@ -105,6 +106,13 @@ def live_subject(model: nn.Module) -> Subject:
     """Describe a model in memory, which is only read; raise `InputError` if a module holds itself."""
     require_tree(model, "audit_ties")
     named = tuple(_named(model))
+    packed = next((one for one in named if is_traceable_wrapper_subclass(one.tensor)), None)
+    if packed is not None:
+        raise WeightsError(
+            f"audit_ties: {packed.name} is a {type(packed.tensor).__name__}, whose numbers lie in other tensors.",
+            code="tensor-not-dense",
+            remedy="Give the model as it was before it was quantized or divided.",
+        )
     trainable = tuple(model.parameters())
     what = type(model).__name__
     if isinstance(model, CkptedTransformer):

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, printable, shown, warn
 from pellucid.family.layout import EMBED, HEAD
@@ -229,7 +230,7 @@ def _plain(where: str, name: str, tensor: Tensor) -> Tensor:
         else ("nested", "to_padded_tensor(0)")
         if tensor.is_nested
         else ("quantized", "dequantize()")
-        if tensor.is_quantized
+        if tensor.is_quantized or is_traceable_wrapper_subclass(tensor)
         else (str(tensor.layout).removeprefix("torch."), "to_dense()")
     )
     if kind != "strided":

@@ -163,7 +163,9 @@ def _said(part: LiveModule) -> str:
         return f"{part.path} is missing, expected {expected}"
     if isinstance(part.module, part.expected):
         return f"{part.path or 'the model'} is {type(part.module).__name__}, whose forward is not {expected}'s"
-    return f"{part.path} is {type(part.module).__name__}, expected {expected}"
+    kind = type(part.module).__name__
+    which = f" of {type(part.module).__module__}" * (kind in ("Linear", "Embedding"))  # others have theirs
+    return f"{part.path} is {kind}{which}, expected {expected}"
 
 
 def wrong_head(head: object, config: type[Config]) -> WeightsError:
@@ -185,6 +187,8 @@ def _remedy(modules: Iterable[nn.Module | None]) -> str | None:
         where = f"{type(module).__module__}.{type(module).__name__}"
         if module is not None and (hasattr(module, "base_layer") or re.search("peft|lora", where, re.IGNORECASE)):
             return "Merge the adapters into the weights first: hf_model = peft_model.merge_and_unload()."
+        if where.startswith("torch.ao."):
+            return "Give the model as it was before it was quantized."
         if re.search("bitsandbytes|quant|gptq|awq|hqq|eetq|8bit|4bit", where, re.IGNORECASE):
             return "Load the model without quantisation, or give its weights back: hf_model.dequantize()."
     return None
