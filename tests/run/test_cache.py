@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -106,7 +107,7 @@ def test_reorder(glass64: pl.CkptedTransformer) -> None:
 
 
 def test_trim_and_memory(glass: pl.CkptedTransformer) -> None:
-    needed = pl.KeyValueCache.bytes_needed(glass.config, 3, 20)
+    needed = pl.KeyValueCache.bytes_needed(glass.config, np.uint8(3), np.uint8(20))
     cache = fresh(glass)
     assert cache.nbytes == needed == 3 * 20 * (2 * 3 * 48 * 4 + 1)
     assert cache.content.untyped_storage().nbytes() + cache.mask.untyped_storage().nbytes() == needed

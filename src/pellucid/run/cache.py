@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pellucid.check import as_whole
+from pellucid.check import as_whole, require_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.family.config import require_schema
 from pellucid.family.json_config import Config
@@ -99,7 +99,8 @@ class KeyValueCache:
         sizes = require_schema(config).sizes
         _require_dtype(dtype)
         keys_and_values = 2 * sizes["layer"] * sizes["head_kv"] * sizes["d_head"] * dtype.itemsize
-        return rows * capacity * (keys_and_values + torch.bool.itemsize)
+        texts, columns = require_whole("bytes_needed: rows", rows), require_whole("bytes_needed: capacity", capacity)
+        return texts * columns * (keys_and_values + torch.bool.itemsize)
 
     @property
     def rows(self) -> int:
