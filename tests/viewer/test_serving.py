@@ -201,7 +201,7 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("sample", {"seed": "x"}, "seed", "Leave it out"),
     ("generate", {"text": "Once", "seed": 10**30}, "seed", "a smaller number"),
     ("generate", {"text": "Once", "max_new_tokens": 10**9}, "too-long", "at most 255"),
-    ("sample", {"frequency_penalty": 1e308}, "request-field", "of the right kind and size"),
+    ("sample", {"frequency_penalty": 1e308}, "sampler-setting", "Give a frequency_penalty that is"),
     ("generate", {"text": "Once", "temprature": 1}, "request-field", "frequency_penalty, ids, max_new_tokens, oth"),
     ("values", {"name": "blocks.0.resid_pre", "head": 1}, "request-field", "the fields heads, name, plain, pos."),
     ("edit", {"edits": [{"how": "zero", "name": "attn.ckpt_z", "heads": [1]}]}, "request-field", "group, head, how"),
