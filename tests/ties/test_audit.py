@@ -16,6 +16,7 @@ import pellucid as pl
 import support
 from pellucid.ties import TieAudit, audit_ties, replace_head, tie, untie
 from pellucid.ties.subject import OUR_HEAD
+from pellucid.weights.foreign import unwrapped
 from ties import cases
 
 UNIQUE, BY_NAME = 124_439_808, 163_037_184
@@ -256,6 +257,13 @@ def test_wrappers_are_seen_through() -> None:
     model = cases.small()
     for wrapped in (torch.compile(model, backend="eager"), nn.DataParallel(model)):
         assert audit_ties(wrapped).to_dict() == audit_ties(model).to_dict()
+
+
+def test_a_class_of_ones_own_is_no_wrapper_by_its_name() -> None:
+    for name in ("CheckpointWrapper", "OptimizedModule"):
+        mine: Any = type(name, (nn.Module,), {})()
+        mine.module = cases.small()
+        assert unwrapped(mine) is mine
 
 
 def test_it_prints_itself_and_becomes_json() -> None:

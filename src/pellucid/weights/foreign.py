@@ -33,7 +33,10 @@ _AROUND = {"OptimizedModule": "_orig_mod", "CheckpointWrapper": "_checkpoint_wra
 
 def uncompiled(module: nn.Module) -> nn.Module:
     """The module that `torch.compile` or activation checkpointing was given, which computes the same."""
-    while (name := _AROUND.get(type(module).__name__)) and (inside := module._modules[name]) is not None:
+    while name := _AROUND.get(type(module).__name__):
+        inside = getattr(module, name, None)
+        if not isinstance(inside, nn.Module):  # a class of somebody else's that is called so
+            break
         module = inside
     return module
 
