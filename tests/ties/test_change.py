@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import pellucid as pl
@@ -221,7 +222,8 @@ def state(model: Any, optimizer: torch.optim.Optimizer) -> Any:
     ("problem", "code"),
     [
         (KeyError("rope"), "reload-raises"), (ValueError(), "reload-raises"), (AssertionError("odd"), "reload-raises"),
-        (OSError(28, "No space left on device"), "path-not-writable"),
+        (OSError("there is no such file"), "reload-raises"), (SafetensorError("no header"), "reload-raises"),
+        (OSError(28, "No space left on device"), "path-not-writable"), (OSError(2, "No such file"), "reload-raises"),
     ],
 )  # fmt: skip
 def test_a_reload_that_raises_is_an_error_of_the_library(

@@ -98,3 +98,12 @@ def test_a_temporary_folder_that_cannot_be_made(tmp_path: Any, monkeypatch: pyte
     assert "TMPDIR" in caught.value.remedy
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what the remedy says
     assert audit_ties(cases.small()).after_reload.survives
+
+
+def test_a_configuration_that_its_class_does_not_read_is_no_disk_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("it does not appear to have a file")
+
+    model = cases.small()
+    monkeypatch.setattr(type(model.config), "from_pretrained", fail)
+    assert "from_pretrained raises: config: it does not appear" in audit_ties(model).after_reload.reason

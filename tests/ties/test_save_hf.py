@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import pellucid as pl
-from pellucid.ties import audit_ties, save_hf
+from pellucid.ties import audit_ties, save_hf, saving
 from support import few_of
 from ties import cases
 from weights.checkpoints import stored_bytes
@@ -237,3 +238,15 @@ def test_a_generation_configuration_that_cannot_be_saved(tmp_path: Path):
     assert caught.value.code == "save-would-lose"
     assert "generation_config" in caught.value.remedy
     assert not (tmp_path / "x").exists()
+
+
+def test_a_model_on_several_devices_is_compared_with_its_reload_on_one() -> None:
+    """Its tensors are, and outputs are not: without what moves numbers between its devices it does not run."""
+    moved = {"device": torch.device("cuda"), "to": lambda tensor, _: tensor.as_subclass(Tensor)}
+    there = torch.ones(2).as_subclass(type("Elsewhere", (Tensor,), moved))
+    mine: Any = SimpleNamespace(config=SimpleNamespace(vocab_size=4), device="cpu")
+    mine.state_dict = lambda: {"a": torch.ones(2)}
+    again: Any = SimpleNamespace(state_dict=lambda: {"a": there})
+    assert saving._different_tensors(mine, again) == ""
+    mine.state_dict = lambda: {"a": torch.ones(2), "b": there}
+    assert saving._same_outputs(mine, again) is None

@@ -22,7 +22,7 @@ from pellucid.run.model import CkptedTransformer
 from pellucid.ties.audit import TieAudit, audit_ties
 from pellucid.ties.memory import Named, clusters
 from pellucid.ties.predict import equal, predict_ours
-from pellucid.ties.standins import quiet, temporary_folder
+from pellucid.ties.standins import of_a_disk, quiet, temporary_folder
 from pellucid.ties.subject import is_hf, remember
 from pellucid.weights import saves
 from pellucid.weights.foreign import unwrapped
@@ -45,7 +45,8 @@ class Saved:
         files: Their names.
         nbytes: The bytes of all of them.
         tensors: How many names were compared, to the bit.
-        outputs: Whether outputs were compared, too; a model that does not run on ids alone is not run.
+        outputs: Whether outputs were compared, too; a model that takes more than ids, or lies on several devices, is
+            not run.
         tied: Whether the reloaded head was the embedding; None without a head.
     """
 
@@ -143,7 +144,7 @@ def _save_quietly(model: Any, folder: Path) -> None:
         )
 
     try:
-        with _calling(raised):
+        with _calling(raised, SafetensorError):
             model.save_pretrained(folder)
     finally:
         put_back()
@@ -166,14 +167,14 @@ def _read_again(model: Any, folder: Path) -> Any:
 
 
 @contextmanager
-def _calling(raised: Callable[[str], WeightsError]) -> Generator[None]:
+def _calling(raised: Callable[[str], WeightsError], *passing: type[Exception]) -> Generator[None]:
     """Run somebody's class: what it raises, by its first line, is an error of ours, but for what the disk refuses."""
     try:
         with quiet():
             yield
-    except (OSError, SafetensorError):
-        raise
     except Exception as problem:
+        if of_a_disk(problem) or isinstance(problem, passing):
+            raise
         raise raised(next(iter(str(problem).splitlines()), "") or type(problem).__name__) from problem
 
 
@@ -188,7 +189,7 @@ def _different_tensors(model: nn.Module, again: nn.Module) -> str:
     """Which names have other numbers, dtypes or shapes, or share memory on one side only; empty if none do."""
     before, after = model.state_dict(), again.state_dict()
     names = dict.fromkeys((*before, *after))
-    same = {name for name in before.keys() & after.keys() if equal(before[name], after[name])}
+    same = {name for name in before.keys() & after.keys() if _equal(before[name], after[name])}
     other = [name for name in names if name not in same]
     tied, tied_after = _together(before), _together(after)
     apart = sorted(
@@ -201,6 +202,11 @@ def _different_tensors(model: nn.Module, again: nn.Module) -> str:
     return "; ".join(parts)
 
 
+def _equal(before: Tensor, after: Tensor) -> bool:
+    """Whether they are the same, wherever a reload lies: of a model on several devices, it is on one."""
+    return equal(before, after if after.is_meta else after.to(before.device))
+
+
 def _together(tensors: Mapping[str, Tensor]) -> dict[str, list[Named]]:
     """Each name with all names that share memory with it, itself included."""
     found = clusters([Named(name, tensor) for name, tensor in tensors.items()])
@@ -208,7 +214,7 @@ def _together(tensors: Mapping[str, Tensor]) -> dict[str, list[Named]]:
 
 
 def _same_outputs(model: Any, again: Any) -> bool | None:
-    """Run both on the tensors of the first, so not even the alignment of memory differs; None if it takes other inputs.
+    """Run both on the tensors of the first, so not even the alignment of memory differs; None if it does not run.
 
     Only the outputs' first tensor, the logits or the last hidden state, is compared. Every module's mode is put
     back; no random numbers are drawn.
@@ -218,6 +224,8 @@ def _same_outputs(model: Any, again: Any) -> bool | None:
         return None
     ids = (torch.arange(_COLUMNS, device=model.device) % vocabulary)[None]
     tensors = {name: together[0].tensor for name, together in _together(model.state_dict()).items()}
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        return None
     modes = {module: module.training for module in model.modules()}
     try:
         # Warnings of padding or of dummy inputs concern both alike.

@@ -9,6 +9,7 @@ Only the configurations, a few kilobytes, pass through a temporary folder.
 from __future__ import annotations
 
 import copy
+import errno
 import tempfile
 import warnings
 from collections.abc import Generator, Mapping
@@ -100,16 +101,20 @@ def _sharing(state: Mapping[str, Tensor], declared: Declared) -> str:
 def saved_configuration(model: Any) -> Any:
     """Return the configuration of a transformers model as a save and a reload give it back.
 
-    Raise `Refused` if saving it, or the generation configuration, raises.
+    Raise `Refused` if saving or reading it, or saving the generation configuration, raises.
     """
     config = copy.deepcopy(model.config)
     config.dtype, config.architectures = str(model.dtype).removeprefix("torch."), [type(model).__name__]
     generation = copy.deepcopy(getattr(model, "generation_config", None)) if model.can_generate() else None
     with temporary_folder() as folder, quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _save(config, "config", folder)
-        _save(generation, GENERATION, folder)
-        return type(config).from_pretrained(folder)
+        with _refusing("save_pretrained raises: config"):
+            config.save_pretrained(folder)
+        with _refusing(f"save_pretrained raises: {GENERATION}"):
+            if generation is not None:
+                generation.save_pretrained(folder)
+        with _refusing("from_pretrained raises: config"):
+            return type(config).from_pretrained(folder)
 
 
 @contextmanager
@@ -129,14 +134,20 @@ def temporary_folder() -> Generator[Path]:
         ) from problem
 
 
-def _save(config: Any, what: str, folder: Path) -> None:
+def of_a_disk(problem: Exception) -> bool:
+    """Whether a disk refuses something: transformers has OSErrors without a number, and a class may miss a file."""
+    return isinstance(problem, OSError) and problem.errno not in (None, errno.ENOENT)
+
+
+@contextmanager
+def _refusing(what: str) -> Generator[None]:
+    """Say with `Refused` what a configuration's own checks raise."""
     try:
-        if config is not None:
-            config.save_pretrained(folder)
-    except OSError:
-        raise
-    except Exception as problem:  # whatever a configuration's own checks raise
-        raise Refused(f"save_pretrained raises: {what}: {' '.join(str(problem).split())}") from problem
+        yield
+    except Exception as problem:
+        if of_a_disk(problem):
+            raise
+        raise Refused(f"{what}: {' '.join(str(problem).split())}") from problem
 
 
 def reread(cls: Any, config: Any, tensors: Mapping[str, Tensor]) -> Reread:
