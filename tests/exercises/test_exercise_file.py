@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -15,8 +17,8 @@ from typer.testing import CliRunner
 
 from pellucid import InputError, NotFoundError
 from pellucid.cli import app
-from pellucid.exercises import starter
-from pellucid.exercises.learner_file import EXERCISES, Answer, answers, checked_apart
+from pellucid.exercises import learner_file, starter
+from pellucid.exercises.learner_file import EXERCISES, Answer, answer_to, answers, checked_apart
 
 CACHE = "\n\ndef make_cache(model):\n    return Cache()\n"
 
@@ -300,3 +302,25 @@ def test_a_file_may_import_what_lies_beside_it_and_leaves_nothing_behind(tmp_pat
     with pytest.raises(InputError):
         here(path)
     assert (list(sys.path), sys.modules["json"]) == before
+
+
+def test_what_a_file_writes_among_the_answers_is_not_read_and_not_run(tmp_path: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path, out, own = tmp_path / "mine.py", tmp_path / "answers", pickle.dumps(Runs())
+    text = GREEDY.format("argmin")
+    path.write_text(text, encoding="utf-8")
+    answer_to(str(path), ["greedy"], None, 60, str(out), str(tmp_path / "hung"))
+    said, lines = learner_file._read(out, ["greedy"]), out.read_bytes()
+    assert said == ["greedy", *here(path, "greedy")]
+    wrong = [own, b"\xff", b"[" * 100_000, b'"greedy"', b'{"begun": "none"}', b'{"answer": ["greedy", "a", {}]}']
+    for bad in wrong:
+        out.write_bytes(lines + bad)
+        assert learner_file._read(out, ["greedy"]) == said
+    path.write_text(f"import pathlib\npathlib.Path({str(out)!r}).write_bytes({own!r})\n{text}", encoding="utf-8")
+    answer_to(str(path), ["greedy"], None, 60, str(out), str(tmp_path / "hung"))
+    assert out.read_bytes().startswith(own)
+    assert learner_file._read(out, ["greedy"]) == []
+    assert not (tmp_path / "ran").exists()

@@ -12,14 +12,13 @@ import faulthandler
 import io
 import json
 import linecache
-import pickle
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +28,7 @@ from pellucid.exercises.kv_cache import check_cache
 from pellucid.exercises.modules import check_attention, check_block, check_gpt2
 from pellucid.exercises.result import NAMES, CheckResult, last_line
 from pellucid.exercises.sampling import CHECKS
+from pellucid.exercises.starter_notebook import place_in, script_of
 
 _CACHE = "cache"
 EXERCISES: Mapping[str, tuple[tuple[str, ...], Callable[..., CheckResult]]] = {
@@ -115,7 +115,7 @@ def program_of(path: Path) -> str | bytes:
         )
     try:
         text = path.read_bytes()
-        return _code_cells(text) if path.suffix == ".ipynb" else text
+        return script_of(text) if path.suffix == ".ipynb" else text
     except ValueError as error:
         raise InputError(
             f"{path}: not a notebook: {error}.",
@@ -135,7 +135,7 @@ def parsed(path: Path, source: str | bytes) -> ast.Module:
         return ast.parse(source, str(path))
     except SyntaxError as error:
         line = error.lineno
-        place = f"line {line}" if isinstance(source, bytes) or not line else _place_in(source, line)
+        place = f"line {line}" if isinstance(source, bytes) or not line else place_in(source, line)
         where = f", {place}" if line else ""
         text = f": {printable((error.text or '').strip(), 200)}" if error.text else ""
         said = f"{type(error).__name__}: {error.msg}{text}"
@@ -230,7 +230,7 @@ def _apart(path: Path, wanted: Sequence[str], hint: int | None, time_limit: floa
                 [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                 check=False,
             )  # fmt: skip
-        said = _read(out)
+        said = _read(out, wanted)
         complaint, stuck = (
             file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else "" for file in (err, hung)
         )
@@ -262,14 +262,35 @@ def _apart(path: Path, wanted: Sequence[str], hint: int | None, time_limit: floa
     return [*given, Answer(last, name, "wrong", CheckResult(last, passed=False, mistake=words, kind=kind))]
 
 
-def _read(out: Path) -> list[Said]:
-    """What the other process has written, as far as it came."""
+def _read(out: Path, wanted: Sequence[str]) -> list[Said]:
+    """What the other process has written, as far as it came, or to where the learner's code has written something."""
     said: list[Said] = []
     if out.exists():
-        with out.open("rb") as file, contextlib.suppress(EOFError, pickle.UnpicklingError):
-            while True:
-                said.append(pickle.load(file))
+        with out.open("rb") as file, contextlib.suppress(Exception):
+            for line in file:
+                said.append(_said(json.loads(line), wanted))
     return said
+
+
+def _said(row: Any, wanted: Sequence[str]) -> Said:
+    """One line of it; raises something if it is none that the other process writes."""
+    match row:
+        case {"error": [message, code, remedy]}:
+            return InputError(str(message), code=str(code), remedy=str(remedy))
+        case {"begun": key} if key in wanted:
+            return key
+        case {"answer": [key, name, result]} if key in wanted:
+            found = None if result is None else _result(result)
+            return Answer(key, str(name), "open" if found is None else "right" if found else "wrong", found)
+        case _:
+            raise ValueError(row)
+
+
+def _result(row: dict[str, Any]) -> CheckResult:
+    passed = row.pop("passed") is True
+    several: dict[str, Any] = {key: tuple(map(str, row.pop(key))) for key in ("proved", "notes", "others")}
+    texts: dict[str, Any] = {key: value if value is None else str(value) for key, value in row.items()}
+    return CheckResult(passed=passed, **several, **texts)
 
 
 def _where(path: Path, stuck: str) -> str:
@@ -280,71 +301,24 @@ def _where(path: Path, stuck: str) -> str:
 
 
 def answer_to(path: str, wanted: Sequence[str], hint: int | None, time_limit: float, out: str, hung: str) -> None:
-    """What the other process does: check, and write the key of each exercise, its answer, or the error.
+    """What the other process does: check, and write as lines of JSON each exercise, its answer, or the error.
 
     A watchdog ends the process when the file, or one exercise, takes too long, and leaves a traceback in `hung`.
     """
-    with open(hung, "w", encoding="utf-8") as traceback, open(out, "wb", buffering=0) as file:
+    with open(hung, "w", encoding="utf-8") as traceback, open(out, "a", encoding="utf-8", buffering=1) as lines:
 
-        def say(what: Said) -> None:
-            file.write(pickle.dumps(what))
+        def say(**what: object) -> None:
+            lines.write(json.dumps(what) + "\n")
 
         def start(key: str) -> None:
-            say(key)
+            say(begun=key)
             faulthandler.dump_traceback_later(time_limit, exit=True, file=traceback)
 
         try:
             faulthandler.dump_traceback_later(time_limit, exit=True, file=traceback)
             for answer in answers(Path(path), wanted, hint, start):
                 faulthandler.cancel_dump_traceback_later()
-                say(answer)
+                say(answer=[answer.exercise, answer.name, None if answer.result is None else asdict(answer.result)])
         except InputError as error:
-            say(error)
+            say(error=[error.message, error.code, error.remedy])
         faulthandler.cancel_dump_traceback_later()
-
-
-_OF_PYTHON = frozenset({"time", "timeit", "capture", "prun", "debug"})
-"""Cell magics behind which Python follows."""
-
-_MAGIC = re.compile(r"(\s*)(?:[%!?].*|[\w.]+\?{1,2}\s*)")
-"""A line of IPython's own, such as `%matplotlib inline`, `!pip install einops` and `torch.softmax?`."""
-
-_ASSIGNED = re.compile(r"(\s*[\w., ]+=)\s*[%!].*")
-"""The answer of such a line, given a name."""
-
-_CELL = "# %%"
-
-
-def _code_cells(text: bytes) -> str:
-    """The code cells of a notebook, one after another; IPython's own commands do nothing."""
-    found = json.loads(text)
-    cells = found.get("cells") if isinstance(found, dict) else None
-    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
-        raise ValueError("a JSON object with a list of cells was expected")
-    return "".join(f"{_CELL}\n{_python(cell)}\n" for cell in cells if cell.get("cell_type") == "code")
-
-
-def _python(cell: dict[str, Any]) -> str:
-    source = cell.get("source", "")
-    text = "".join(map(str, source)) if isinstance(source, list) else str(source)
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError):
-        if text.startswith("%%") and re.split(r"\W", text[2:], maxsplit=1)[0] not in _OF_PYTHON:
-            return ""
-        return "\n".join(map(_plain, text.split("\n")))
-    return text
-
-
-def _plain(line: str) -> str:
-    """A line without what only IPython knows."""
-    if _MAGIC.fullmatch(line):
-        return _MAGIC.sub(r"\1pass", line)
-    return _ASSIGNED.sub(r"\1 None", line) if _ASSIGNED.fullmatch(line) else line
-
-
-def _place_in(source: str, line: int) -> str:
-    """A line of a notebook's program in words: which code cell, and which line of it."""
-    above = source.splitlines()[:line]
-    starts = [number for number, text in enumerate(above, 1) if text == _CELL]
-    return f"code cell {len(starts)}, line {line - starts[-1]}" if starts else f"line {line}"
