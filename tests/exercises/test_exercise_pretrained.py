@@ -345,6 +345,8 @@ def test_a_reference_of_another_family_is_refused(glass: pl.CkptedTransformer) -
     ):
         with pytest.raises(pl.InputError, match="a Llama given, expected a GPT-2 as the reference"):
             refused()
+    with pytest.raises(pl.InputError, match="LlamaForCausalLM given, expected a GPT-2 as the reference"):
+        config_of(llamas.reference())
 
 
 class Encoded:

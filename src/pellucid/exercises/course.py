@@ -117,9 +117,10 @@ def config_of(reference: Any, activation_function: str = "gelu") -> GPTConfig:
 def no_reference(check: str, given: Any) -> InputError:
     """The error for what is no GPT-2, where a reference was expected."""
     config = getattr(given, "config", given)
-    if isinstance(config, Config):
+    ours = f"a {config.about.family}" if isinstance(config, Config) else ""
+    if ours or getattr(config, "model_type", "gpt2") != "gpt2":
         return misuse(
-            f"{check}: a {config.about.family} given, expected a GPT-2 as the reference.",
+            f"{check}: {ours or type(given).__name__} given, expected a GPT-2 as the reference.",
             "Take a GPT-2, which is what the course builds: pellucid.load() opens one.",
         )
     name = shown(given) if isinstance(given, str) else type(given).__name__
