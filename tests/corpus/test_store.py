@@ -80,6 +80,9 @@ def test_rows_are_those_of_runs(tmp_path: Path) -> None:
     assert store.tokens.shape == (sum(map(len, TEXTS)),)
     assert [text.number for text in store.texts] == [*range(len(TEXTS))]
     assert store.texts[2].digest == store.texts[-1].digest != store.texts[0].digest
+    for outside in (len(TEXTS), -len(TEXTS) - 1):
+        with pytest.raises(IndexError, match=f"text {outside} of {len(TEXTS)}"):
+            store.texts[outside]
     check_rows(store, shared(), TEXTS, 1e-5)
     assert store.verify()
     assert store.verify().rows == sum(map(len, TEXTS))

@@ -55,6 +55,8 @@ class StoredTexts(Sequence[StoredText]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"text {index} of {len(self)}")
         i = range(len(self))[index]  # which counts from the end, too
         rows = range(int(self._offsets[i]), int(self._offsets[i + 1]))
         return StoredText(int(self._numbers[i]), rows, bytes(self._digests[i]).hex())
@@ -164,8 +166,7 @@ class Store(Mapping[str, Any]):
 
     def read(self, name: str, part: int, into: torch.Tensor) -> None:
         """Write the rows of one part [rows, …] into memory that lies in one piece."""
-        _, key = self._written(name, part)
-        self.place.read(key, into)
+        self.place.read(self._written(name, part)[1], into)
 
     def _written(self, name: str, part: int) -> tuple[StoredValue, str]:
         """A column and the key of one of its parts, which is there and whole."""
@@ -324,8 +325,7 @@ def write_metadata(
     }})  # fmt: skip
     dims = {DIGESTS: ("text", "byte"), OFFSETS: ("border",), NUMBERS: ("text",), TOKENS: ("row",)}
     raw: dict[str, Any] = {
-        "compressors": None, "filters": None,
-        "chunk_key_encoding": {"name": "default", "separator": "."},
+        "compressors": None, "filters": None, "chunk_key_encoding": {"name": "default", "separator": "."},
     }  # fmt: skip
     for array in arrays:
         group.create_array(
