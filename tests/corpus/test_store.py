@@ -464,6 +464,19 @@ def test_numbers_that_float16_cannot_hold(tmp_path: Path) -> None:
     assert pl.corpus.capture(model, TEXTS, name, tmp_path / "b.zarr", dtype="bfloat16").is_complete
 
 
+def test_a_narrow_dtype_is_made_where_the_rows_are_and_a_wide_one_where_they_are_stored() -> None:
+    fetched: list[torch.dtype] = []
+
+    def fetch(rows: torch.Tensor) -> torch.Tensor:
+        fetched.append(rows.dtype)
+        return rows.as_subclass(torch.Tensor)
+
+    rows = torch.ones(2, 3).as_subclass(type("Elsewhere", (torch.Tensor,), {"cpu": fetch}))
+    dtypes = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+    assert [part_making._stored("a", rows, dtype).dtype for dtype in dtypes] == dtypes
+    assert fetched == [torch.float16, torch.bfloat16, torch.float32, torch.float32]
+
+
 def test_long_texts_are_split_on_request(tmp_path: Path) -> None:
     model = shared()
     size = model.schema.sizes["n_ctx"]

@@ -192,10 +192,7 @@ class PartWriter:
     def _bytes(self, name: str, pieces: Pieces) -> list[tuple[int, memoryview]]:
         """Rows as they lie in a chunk, each piece with its first byte there."""
         dtype = getattr(torch, self._plan.dtype)
-        given = [(first, rows.detach().cpu()) for first, rows in pieces]
-        stored = [(first, rows.to(dtype).reshape(len(rows), -1)) for first, rows in given]
-        if dtype == torch.float16:  # of the dtypes, the one that ends at 65,504
-            _require_finite(name, [rows for _, rows in given], [rows for _, rows in stored])
+        stored = [(first, _stored(name, rows.detach(), dtype).reshape(len(rows), -1)) for first, rows in pieces]
         return [
             (first * rows.shape[1] * dtype.itemsize, rows.reshape(-1).view(torch.uint8).numpy().data)
             for first, rows in stored
@@ -229,15 +226,18 @@ class PartWriter:
             chunk.drop()
 
 
-def _require_finite(name: str, given: Sequence[Tensor], stored: Sequence[Tensor]) -> None:
-    """Raise an error for numbers that became infinite as they were stored."""
-    for rows, kept in zip(given, stored, strict=True):
-        if bool(kept.isinf().any()) and bool((lost := kept.isinf().view(rows.shape) & rows.isfinite()).any()):
+def _stored(name: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows in memory in the stored dtype, made where they are if that is no wider, so that fewer bytes are moved."""
+    kept = rows.to(dtype) if dtype.itemsize <= rows.dtype.itemsize else rows
+    if dtype == torch.float16 and bool((lost := kept.isinf()).any()):  # of the dtypes, the one that ends at 65,504
+        beyond = rows[lost & rows.isfinite()]
+        if len(beyond):
             raise InputError(
-                f"corpus: {name} holds {rows[lost][0].item():.6g}, which float16 cannot.",
+                f"corpus: {name} holds {beyond[0].item():.6g}, which float16 cannot.",
                 code="corpus-dtype",
                 remedy="Store it as 'bfloat16' or 'float32', at another path.",
             )
+    return kept.cpu().to(dtype)
 
 
 def entry(place: StorePlace, plan: CorpusPlan, part: int) -> dict[str, bytes] | None:
