@@ -112,6 +112,25 @@ def test_a_pipe_in_a_folder_and_a_page_that_is_damaged(folder: Path) -> None:
         list(pl.corpus.read(folder))
 
 
+@pytest.mark.parametrize(
+    ("problem", "seen", "code"),
+    [
+        (MemoryError(), MemoryError, None), (OSError(5, "Input/output error"), pl.WeightsError, "path-unreadable"),
+        (OSError("no footer"), pl.InputError, "corpus-damaged"),
+    ],
+)  # fmt: skip
+def test_only_a_damaged_file_is_said_to_be_damaged(
+    problem: Exception, seen: type[Exception], code: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise problem
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", fail)
+    with pytest.raises(seen) as caught:
+        list(pl.corpus.read(folder / "d.parquet"))
+    assert getattr(caught.value, "code", None) == code
+
+
 def test_a_mistake_is_noticed(folder: Path) -> None:
     plain = text_files._objects
     once = lambda file, path, field: (text for n, text in enumerate(plain(file, path, field)) if n)  # noqa: E731

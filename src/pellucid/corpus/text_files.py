@@ -129,9 +129,9 @@ def _rows(path: Path, field: str) -> Iterator[str]:
                     if not isinstance(text, str):
                         raise _no_field(str(path), field, ())
                     yield text
-    except PellucidError:
-        raise
     except Exception as error:  # pyarrow's own exceptions have several bases
+        if isinstance(error, (PellucidError, MemoryError)) or getattr(error, "errno", None) is not None:
+            raise  # what the machine refuses says nothing of the file
         raise _damaged(str(path), "no whole Parquet file") from error
 
 
