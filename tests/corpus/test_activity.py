@@ -196,6 +196,11 @@ def test_what_a_remedy_says(code: str, case: Case, store: Any) -> None:
     follow(code, case, SimpleNamespace(store=store))
 
 
+def test_what_only_decodes_spells() -> None:
+    decodes: Any = SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
+    assert activity._speller(decodes, decodes)(3) == "<3>"
+
+
 MUTANTS: dict[str, tuple[Any, str, Any, Any]] = {
     "equal ones in any order": (
         activity, "_ordered", lambda values: -values.flip(1).argsort(1).argsort(1), test_the_strongest_examples,

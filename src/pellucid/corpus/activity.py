@@ -20,7 +20,7 @@ from pellucid.corpus.place import chunk_key
 from pellucid.corpus.store import Store
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
-from pellucid.text.borrowed import Tokenizes, no_tokenizer
+from pellucid.text.borrowed import no_tokenizer
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -267,6 +267,6 @@ def _speller(store: Store, tokenizer: Any) -> Callable[[int], str]:
         remedy = "Give what spells its tokens: tokenizer=model.tokenizer."
         model = store.model if store.model is not None else reopened(store.provenance, remedy)
         tokenizer = model.tokenizer
-    if tokenizer is not None and not isinstance(tokenizer, Tokenizes):
+    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
         raise no_tokenizer(tokenizer, "a tokenizer")
     return str if tokenizer is None else lambda i: tokenizer.decode([i])
