@@ -685,9 +685,12 @@ PANICS: dict[str, dict[str, Any]] = {
         "normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "a"},
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
     },
-    "a replacement of what may be nothing": {
-        "normalizer": {"type": "Replace", "pattern": {"Regex": "b*"}, "content": "a"},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+    **{
+        f"a replacement of {pattern!r}, which may be nothing": {
+            "normalizer": {"type": "Replace", "pattern": {"Regex": pattern}, "content": "a"},
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        }
+        for pattern in ("b*", "▁*", '"*', "\t*", r"\d*")
     },
 }
 """What a `tokenizer.json` holds that makes the library panic, as it reads it or as it encodes a text."""

@@ -246,6 +246,15 @@ def test_a_line_that_is_no_merge_is_shown(line: str, tmp_path: Path) -> None:
         pl.Tokenizer.from_folder(tmp_path)
 
 
+@pytest.mark.parametrize("settings", [GPT2, FAST])
+def test_the_version_that_stands_before_merges_is_passed_over(settings: Folder, tmp_path: Path) -> None:
+    content = stored()
+    content["model"]["merges"] = ["#version: 0.2", *map(" ".join, MERGES)]
+    ours = pl.Tokenizer.from_folder(write(tmp_path, {"tokenizer.json": content, "tokenizer_config.json": settings}))
+    assert ours is not None
+    assert ours.encode("one two") == [VOCABULARY["one"], VOCABULARY["Ġtwo"]]
+
+
 def test_openais_own_names(tmp_path: Path) -> None:
     write(tmp_path, {"encoder.json": VOCABULARY})
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(map(" ".join, MERGES)))
