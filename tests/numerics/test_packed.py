@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from weight_writes import WRITES, written
 
 import pellucid as pl
 import support
 from pellucid.numerics import products, quickest
-from pellucid.numerics.products import PackedProducts
+from pellucid.numerics.products import Copies, PackedProducts
 
 IDS = support.some_ids(2, 13)
 
@@ -70,6 +72,20 @@ def test_memory_is_what_was_stated_and_goes(tied: bool) -> None:
         assert torch.equal(other(ids), model(ids))
     model.refresh()
     assert not model.products.kept()
+
+
+def test_copies_go_at_once_with_whoever_keeps_them_and_with_what_they_are_of() -> None:
+    copies, stored, other = Copies(), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    made = [weakref.ref(copies.of(each, each, torch.clone)) for each in (stored, other)]
+    gc.disable()
+    try:
+        del other
+        assert [each() is None for each in made] == [False, True]
+        assert len(copies.all()) == 1
+        del copies
+        assert made[0]() is None
+    finally:
+        gc.enable()
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -146,12 +145,14 @@ class Copies:
         with torch.inference_mode(False), torch.no_grad():  # a backward pass may read it later
             source = matrix.detach()
             kept = Copy(source, source._version, make(source))
-        self._of[id(stored)] = weakref.ref(stored, partial(self._of.pop, id(stored))), kept
+        key, here = id(stored), weakref.ref(self)  # held by the callback, they would outlive their model
+        gone = weakref.ref(stored, lambda _: (copies := here()) and copies._of.pop(key, None))
+        self._of[key] = gone, kept
         return kept.made
 
     def all(self) -> list[Copy]:
         """Those that are there."""
-        return [kept for _, kept in self._of.values()]
+        return [kept for _, kept in list(self._of.values())]  # parameters may go meanwhile
 
     def forget(self) -> None:
         """Drop them."""
