@@ -611,6 +611,11 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "cache-misfit": [
         Case(
+            lambda h: pl.KeyValueCache(h.model.config, 10**9, 10**6),
+            "fewer rows or columns; KeyValueCache.bytes_needed(",
+            lambda h: pl.KeyValueCache(h.model.config, 10),
+        ),
+        Case(
             lambda h: pl.KeyValueCache(h.model.config, dtype=torch.int8),
             "dtype=model.dtype",
             lambda h: pl.KeyValueCache(h.model.config, 1, dtype=h.model.dtype, device=h.model.device),

@@ -191,6 +191,16 @@ def test_what_is_no_cache_or_cannot_be_one(said: str, tiny: pl.CkptedTransformer
         MISUSES[said](tiny)
 
 
+def test_an_accelerator_without_memory_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    config = support.glass(n_layer=1).config
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        pl.KeyValueCache(config)
+
+
 def test_an_estimate_holds_while_beams_change_places() -> None:
     cache = pl.KeyValueCache(support.glass().config, 8)
     cache.content.normal_()

@@ -76,14 +76,18 @@ class KeyValueCache:
                 remedy="Give the number of texts and of tokens that it has to hold.",
             )
         shape = (sizes["layer"], 2, texts, sizes["head_kv"], room, sizes["d_head"])
+        remedy = _MADE_FOR
         try:
+            torch.empty(0, dtype=dtype, device=device)
+            remedy = _FEWER  # there is such a device
             self.content = torch.empty(shape, dtype=dtype, device=device)
             self.mask = torch.zeros(texts, room, dtype=torch.bool, device=device)
+        except torch.OutOfMemoryError:  # of an accelerator: it says how much is taken and free
+            raise
         except (RuntimeError, TypeError, AssertionError) as problem:  # torch has a class for each kind of device
             why = str(problem).partition("\n")[0]
-            raise _misfit(
-                f"KeyValueCache: {texts} rows of {room} columns cannot be had on {device}: {why:.200}"
-            ) from problem
+            said = f"KeyValueCache: {texts} rows of {room} columns cannot be had on {device}: {why:.200}"
+            raise _misfit(said, remedy) from problem
         self.length = 0
 
     @staticmethod
@@ -304,8 +308,11 @@ def _require_dtype(dtype: object) -> None:
         raise _misfit(f"KeyValueCache: {shown(dtype)}, expected a torch.dtype of floating point")
 
 
-def _misfit(what: str) -> InputError:
-    remedy = "Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device)."
+_MADE_FOR = "Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device)."
+_FEWER = "Ask for fewer rows or columns; KeyValueCache.bytes_needed(model.config, rows, capacity) says what they take."
+
+
+def _misfit(what: str, remedy: str = _MADE_FOR) -> InputError:
     return InputError(f"{what}.", code="cache-misfit", remedy=remedy)
 
 
