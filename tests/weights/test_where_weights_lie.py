@@ -367,6 +367,21 @@ def test_tensors_share_no_memory_with_what_they_were_expanded_from() -> None:
     )
 
 
+class Sharded(Tensor):
+    """The part of a tensor that one process has, as torch.distributed keeps it."""
+
+    def full_tensor(self) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_tensors_of_which_a_process_has_a_part_are_called_sharded() -> None:
+    tensors = {name: tensor.as_subclass(Sharded) for name, tensor in hf_dict(HF).items()}
+    with pytest.raises(pl.WeightsError, match="is sharded") as caught:
+        pl.load(tensors, config=config_of(HF))
+    assert "tensor.full_tensor()" in caught.value.remedy
+    assert same_logits(pl.load({name: t.full_tensor() for name, t in tensors.items()}, config=config_of(HF)), HF)
+
+
 EIGHTHS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 

@@ -229,6 +229,8 @@ def _plain(where: str, name: str, tensor: Tensor) -> Tensor:
         if tensor.is_meta
         else ("nested", "to_padded_tensor(0)")
         if tensor.is_nested
+        else ("sharded", "full_tensor()")
+        if hasattr(tensor, "full_tensor")  # a DTensor, whose class is not there without torch.distributed
         else ("quantized", "dequantize()")
         if tensor.is_quantized or is_traceable_wrapper_subclass(tensor)
         else (str(tensor.layout).removeprefix("torch."), "to_dense()")
