@@ -104,7 +104,9 @@ def test_a_network_is_called_with_ids(family: str) -> None:
         assert error.code == "module-input"
     assert network(eval("torch.tensor([[1, 2, 3]])")).shape == (1, 3, samples.VOCABULARY)
     assert "torch.tensor([[1, 2, 3]])" in error.remedy
-    for positions in (later[0], later[:, :2], later.tolist()):
+    for places in (later[0], later[:1]):
+        assert torch.equal(network(ids, places), network(ids, later))
+    for positions in (later[:, :2], later[:, :1], later[None], later.tolist()):
         with pytest.raises(pl.ShapeError, match=r"expected positions \[2, 4\]") as caught:
             network(ids, positions)
     assert "torch.arange(ids.size(1)).expand_as(ids)" in caught.value.remedy

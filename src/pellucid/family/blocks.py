@@ -231,16 +231,16 @@ class Whole(Network):
         self.architecture.build(self, config, weights)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Logits of ids [B, P], at the positions [B, P] given, else from 0 on."""
+        """Logits of ids [B, P], at the positions [B, P], [1, P] or [P] given, else from 0 on."""
         if not isinstance(ids, Tensor) or ids.dim() != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
             remedy = "Pass a matrix of ids, torch.tensor([[1, 2, 3]]); a pl.CkptedTransformer takes texts, too."
             raise _misshapen(ids, "ids [B, P]", remedy)
         if positions is None:
-            positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
-        elif not isinstance(positions, Tensor) or positions.shape != ids.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
+            positions = torch.arange(ids.size(1), device=ids.device)
+        elif not isinstance(positions, Tensor) or positions.shape not in (ids.shape, (1, ids.size(1)), ids.shape[1:]):  # pyright: ignore[reportUnnecessaryIsInstance]
             remedy = "Pass a position for each id, torch.arange(ids.size(1)).expand_as(ids)."
             raise _misshapen(positions, f"positions {list(ids.shape)}", remedy)
-        return self.transform(Run(ids, positions))
+        return self.transform(Run(ids, positions.expand_as(ids)))
 
 
 def _misshapen(given: object, expected: str, remedy: str) -> ShapeError:
