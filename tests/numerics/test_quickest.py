@@ -140,6 +140,7 @@ DAMAGED = (
     PRODUCTS % '{"shape": SHAPE, "library": "mkl", "rates": {}}',
     PRODUCTS % '{"shape": SHAPE, "library": [], "rates": {}}',
     PRODUCTS % '{"shape": SHAPE, "library": "torch", "rates": []}',
+    PRODUCTS % ('{"shape": SHAPE, "library": "torch", "rates": {"torch": ' + 400 * "9" + "}}"),
     PRODUCTS % '{"shape": {"rows": "1", "inputs": 1, "outputs": 1, "by_outputs": true, "biased": true, "threads": 1},'
     ' "library": "torch", "rates": {}}',
 )  # fmt: skip
@@ -164,9 +165,10 @@ def test_a_file_that_is_something_else(text: str, tmp_path: Path, monkeypatch: p
 def test_a_misspelt_library_is_not_a_file_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(quickest.VARIABLE, "oneDNN")
-    with pytest.raises(PellucidError, match="'oneDNN', expected torch, onednn, packed or the path") as caught:
-        library()
-    assert caught.value.code == "measured-products"
+    for rows in (1, SIDE):  # the first are too few to be measured
+        with pytest.raises(PellucidError, match="'oneDNN', expected torch, onednn, packed or the path") as caught:
+            library(rows)
+        assert caught.value.code == "measured-products"
     assert not list(tmp_path.iterdir())
 
 

@@ -180,6 +180,8 @@ def _library(x: Tensor, weight: Tensor, bias: Tensor | None, *, may_pack: bool) 
     wish = _wish()
     if wish in WAYS:
         return wish if may_pack or wish != PACKED else "onednn"
+    if wish and wish not in _read:
+        _require_a_path(wish)  # here, where small products ask, too
     if x.numel() * weight.size(0) < SMALL:
         return "torch"
     shape = shape_of(x, weight, bias, may_pack=may_pack)
@@ -198,7 +200,6 @@ def shape_of(x: Tensor, weight: Tensor, bias: Tensor | None, *, may_pack: bool =
 def _choose(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None, file: str) -> Choice:
     with _measuring:
         if file and file not in _read:
-            _require_a_path(file)
             _chosen.update(_kept(Path(file)))
             _read.add(file)
         if shape not in _chosen:
@@ -272,7 +273,7 @@ def _kept(path: Path) -> dict[Product, Choice]:
         if stored["machine"] != machine():
             return {}
         found = dict(map(_row, stored["products"]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as problem:
         raise NumericsError(
             f"{VARIABLE}: {path}: cannot be read as what was measured here: {problem}.",
             code="measured-products",
