@@ -341,3 +341,9 @@ def test_what_a_tokenizer_returns_unpadded_is_padded_here(tiny: pl.CkptedTransfo
     batch = tiny.tokenize({"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1], [1]]})
     assert batch.ids.shape == (2, 2)
     assert batch.mask.tolist() == [[True, True], [False, True]]
+
+
+def test_positions_of_a_batch_made_by_hand_are_whole_numbers_of_any_kind(tiny: pl.CkptedTransformer):
+    batch = tiny.tokenize([[1, 2], [3]])
+    for dtype in (torch.uint8, torch.int32):
+        assert torch.equal(tiny(pl.Batch(batch.ids, batch.mask, batch.positions.to(dtype))), tiny(batch))

@@ -6,7 +6,7 @@ All of it happens on the processor, where looking at a number costs nothing; wha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any, cast
 
@@ -24,6 +24,9 @@ from pellucid.text.batch import Batch, Inputs, mask_beside
 from pellucid.text.borrowed import Tokenizes, complete, no_tokenizer
 from pellucid.text.ids import Table
 from pellucid.text.tokenizer import Tokenizer
+
+_NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32)
+"""Whole numbers that positions of a batch made by hand may be."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Batcher:
                 raise _mask_without_ids("a Batch, which has its own")
             if inputs.checked is not self.config and inputs.checked != self.config:
                 _require_batch(inputs)
+                if inputs.positions.dtype in _NARROW:
+                    inputs = replace(inputs, positions=inputs.positions.long())
                 self._check(inputs.ids, inputs.positions)
             return inputs.to(self.device)
         require_one_of("tokenize: padding_side", padding_side, ("left", "right"), code="padding-side")
