@@ -92,6 +92,14 @@ def as_number(value: object) -> float | None:
     return None
 
 
+def as_flag(value: object) -> bool | None:
+    """The truth value that a value is, as Python's own; None if it is something else."""
+    found: Any = value
+    if "bool" in str(getattr(value, "dtype", "")) and getattr(value, "ndim", 1) == 0:
+        found = found.item()
+    return found if isinstance(found, bool) else None
+
+
 def as_python(value: Any) -> Any:
     """A number of NumPy's or torch's as Python's own, several as a tuple; what is no number stays as it is."""
     whole = as_whole(value)

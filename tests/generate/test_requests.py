@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ import pellucid as pl
 import support
 from noticed import must_be_noticed
 from pellucid.generate import generating
+from pellucid.generate.beams import Beams
 from pellucid.generate.generation import TextStream
 
 
@@ -58,6 +60,9 @@ def test_seeds_of_more_than_64_bits(seed: int, bundled: pl.CkptedTransformer):
 def test_forms_that_others_take(bundled: pl.CkptedTransformer):
     plain = bundled.generate("Once upon", max_new_tokens=3)
     assert bundled.generate("Once upon", max_new_tokens=3, stop=None).texts == plain.texts
+    unused = {"num_beams": 1, "length_penalty": 1, "early_stopping": False}
+    assert bundled.generate("Once upon", max_new_tokens=3, **unused).texts == plain.texts
+    assert Beams(2, early_stopping=np.True_).early_stopping is True  # type: ignore[arg-type]
     first = int(plain.new_ids[0, 0])
     assert bundled.generate("Once upon", max_new_tokens=3, end_ids=first).stopped == ["end"]
     greedy = pl.Sampler(temperature=0, repetition_penalty=10**30)  # more than torch divides by
@@ -95,6 +100,7 @@ def test_a_sampler_that_nobody_looks_at_is_noticed(glass: pl.CkptedTransformer) 
     [
         (torch.zeros(1, 2, 5), (), "logits-shape"), ([0.0, 1.0], (), "logits-shape"),
         (torch.zeros(5), [5], "id-out-of-range"), (torch.zeros(5), [1.5], "ids-dtype"),
+        (torch.zeros(5), [[1], [2]], "ids-dtype"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_explained(logits: Any, ids: Any, code: str):
@@ -102,7 +108,16 @@ def test_what_cannot_be_explained(logits: Any, ids: Any, code: str):
     with pytest.raises(pl.InputError) as caught:
         pl.Sampler(repetition_penalty=2.0).explain(logits, ids)
     assert caught.value.code == code
+    assert caught.value.message.startswith("Sampler")
     assert pl.Sampler().explain(torch.zeros(1, 5))["model"].shape == (5,)
+
+
+def test_a_row_in_a_list_is_explained() -> None:
+    sampler, logits = pl.Sampler(repetition_penalty=2.0), torch.arange(5.0)
+    row = sampler.explain(logits, [3, 4])["repetition_penalty"]
+    assert not torch.equal(row, logits.softmax(-1))
+    for ids in ([[3, 4]], ((3, 4),), [torch.tensor([3, 4])], torch.tensor([[3, 4]])):
+        assert torch.equal(sampler.explain(logits, ids)["repetition_penalty"], row)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -466,3 +466,4 @@ def test_values_of_other_kinds_are_told_in_our_words() -> None:
             pl.load(**options)
     with pytest.raises(pl.ConfigError, match="expected True or False"):
         pl.HubOptions(offline="0")  # type: ignore[arg-type]
+    assert pl.HubOptions(offline=np.True_).offline is True  # type: ignore[arg-type]

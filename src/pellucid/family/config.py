@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pellucid.check import as_number, as_whole
+from pellucid.check import as_flag, as_number, as_whole
 from pellucid.errors import ConfigError, shown
 from pellucid.schema import Schema
 
@@ -79,11 +79,10 @@ def read_number(name: str, value: Any, high: float) -> float:
 
 def read_flag(name: str, value: Any) -> bool:
     """A truth value, NumPy's and torch's included."""
-    if "bool" in str(getattr(value, "dtype", "")) and getattr(value, "ndim", 1) == 0:
-        value = value.item()
-    if not isinstance(value, bool):
+    found = as_flag(value)
+    if found is None:
         raise wrong_type(name, value, "true or false")
-    return value
+    return found
 
 
 def as_names(given: object) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pellucid.check import as_number, as_python
+from pellucid.check import as_flag, as_number, as_python
 from pellucid.errors import InputError, shown
 from pellucid.generate.generation import Stopping
 from pellucid.generate.sampler import Context, Sampler, draw
@@ -88,12 +88,14 @@ class Beams:
                 remedy="Give 1 to divide by the length, or 0 to leave the sums as they are.",
             )
         early: object = self.early_stopping
-        if not isinstance(early, bool) and not (isinstance(early, str) and early == "never"):
+        stops = early if isinstance(early, str) and early == "never" else as_flag(early)
+        if stops is None:
             raise InputError(
                 f"generate: early_stopping={shown(early)}, expected True, False or 'never'.",
                 code="early-stopping",
                 remedy="Give one of these.",
             )
+        object.__setattr__(self, "early_stopping", stops)
 
     def require_enough_tokens(self, vocabulary: int, ends: int) -> None:
         """See that each text has as many continuations as the search looks at."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from pellucid.check import as_number, as_whole, require_one_of, require_whole
+from pellucid.check import as_flag, as_number, as_whole, require_one_of, require_whole
 from pellucid.errors import InputError, shown
 from pellucid.family.network import Network
 from pellucid.generate.beams import MOST, Beams
@@ -191,7 +191,11 @@ class Asked:
         """These with what the caller gave in their place; None was not given. Raise if only a search would read it."""
         given = {name: value for name, value in given.items() if value is not None}
         found = replace(self, **given)
-        idle = next((name for name in ("length_penalty", "early_stopping") if name in given), None)
+        plain = {
+            "length_penalty": as_number(found.length_penalty) == 1,
+            "early_stopping": as_flag(found.early_stopping) is False,
+        }
+        idle = next((name for name, is_default in plain.items() if name in given and not is_default), None)
         if idle is not None and found.num_beams == 1:
             raise InputError(
                 f"generate: {idle}={shown(given[idle])} without a beam search, which alone reads it.",

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from pellucid.check import as_number, as_python, as_whole, require_whole
+from pellucid.check import as_number, as_python, as_whole, is_several, require_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.generate import stages
 from pellucid.generate.stages import Stage
@@ -192,7 +192,7 @@ class Sampler:
 
         Args:
             logits: [V], of one position.
-            ids: The text so far, for penalties.
+            ids: The text so far, for penalties; one row of ids, in a list of its own or not.
             end_ids: Tokens that end a text, for `min_new_tokens`.
             new: How many tokens of the text are generated, for `min_new_tokens`.
 
@@ -218,7 +218,8 @@ class Sampler:
                 remedy="Give those of what comes next, model.next_token_logits(text)[0], or of a position of a run, "
                 "logits[0, -1].",
             )
-        before = _within("ids", listed(cast("Sequence[int]", ids)), shape[-1])
+        row = ids[0] if isinstance(ids, (list, tuple)) and len(ids) == 1 and is_several(ids[0]) else ids
+        before = _within("ids", listed(cast("Sequence[int]", row), "Sampler.explain"), shape[-1])
         text = torch.tensor(before, dtype=torch.long, device=logits.device)[None]
         count = require_whole("Sampler.explain: new", new)
         return self.explain_in(Context(text, torch.ones_like(text, dtype=torch.bool), count, tuple(end_ids)), logits)

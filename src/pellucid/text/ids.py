@@ -177,8 +177,8 @@ def _instead_of(given: object) -> str:
     return "Pass a string, a list of strings, a tensor of ids [B, P] or lists of ids."
 
 
-def listed(ids: int | Iterable[int]) -> list[int]:
-    """Ids as Python's numbers, none of which is negative or beyond any vocabulary."""
+def listed(ids: int | Iterable[int], where: str = "tokenizer") -> list[int]:
+    """Ids as Python's numbers, none of which is negative or beyond any vocabulary; `where` they were given."""
     if isinstance(ids, Tensor):
         require_dense(ids, "what is decoded")
     several_rows = isinstance(ids, (Tensor, np.ndarray)) and ids.ndim > 1 and math.prod(ids.shape[:-1]) != 1
@@ -191,17 +191,18 @@ def listed(ids: int | Iterable[int]) -> list[int]:
         wrong = next((token for token in read if as_whole(token) is None), None)
         if None in (found := [as_whole(token) for token in read]):
             raise InputError(
-                f"tokenizer: {shown(wrong)} among the ids, expected whole numbers.",
+                f"{where}: {shown(wrong)} among the ids, expected whole numbers.",
                 code="ids-dtype",
-                remedy="Pass an id, or ids in a list or a tensor; `batch_decode` takes several rows.",
+                remedy="Pass an id, or ids in a list or a tensor"
+                + ("; `batch_decode` takes several rows." if where == "tokenizer" else ", of one row."),
             )
         read = found
     wrong = next((token for token in read if not 0 <= token < 2**32), None)
     if wrong is not None:
         raise InputError(
-            f"tokenizer: id {shown(wrong)}, expected one of a vocabulary, 0 or more.",
+            f"{where}: id {shown(wrong)}, expected one of a vocabulary, 0 or more.",
             code="id-out-of-range",
-            remedy="Decode with the tokenizer that the ids come from.",
+            remedy="Pass ids as the tokenizer that they come from gives them.",
         )
     return read
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pellucid.check import as_flag
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest, shown
 from pellucid.names.calls import named_arguments
 from pellucid.weights import manifests
@@ -59,12 +60,14 @@ class HubOptions:
     endpoint: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.offline, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        offline = as_flag(self.offline)
+        if offline is None:
             raise ConfigError(
                 f"hub: offline={shown(self.offline)}, expected True or False.",
                 code="config-wrong-type",
                 remedy="Give offline=True to use the cache only, or leave it out.",
             )
+        object.__setattr__(self, "offline", offline)
 
     @property
     def address(self) -> str | None:
