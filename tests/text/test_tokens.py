@@ -690,7 +690,7 @@ PANICS: dict[str, dict[str, Any]] = {
             "normalizer": {"type": "Replace", "pattern": {"Regex": pattern}, "content": "a"},
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
         }
-        for pattern in ("b*", "▁*", '"*', "\t*", r"\d*")
+        for pattern in ("b*", "^", "▁*", '"*', "\t*", r"\d*")
     },
 }
 """What a `tokenizer.json` holds that makes the library panic, as it reads it or as it encodes a text."""
@@ -713,6 +713,15 @@ def test_what_makes_the_library_panic_is_refused_before(
     with pytest.raises(BaseException) as caught:
         tokenizers.Tokenizer.from_str(written).encode("ab")
     assert caught.type.__name__ == "PanicException"
+
+
+@pytest.mark.parametrize(("pattern", "content"), [("$", "a"), (r"\s*$", "a"), ("(?<=a)", "b"), ("b*", "")])
+def test_what_replaces_nothing_elsewhere_than_before_a_text_is_run(pattern: str, content: str, tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    backend.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex(pattern), content)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert pl.Tokenizer.from_file(tmp_path / "tokenizer.json").encode("ab") == backend.encode("ab").ids
 
 
 def test_another_panic_of_the_library_is_an_error_of_ours() -> None:

@@ -135,16 +135,16 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | N
 
 
 def _matches_nothing(pattern: str) -> bool:
-    """Whether a regular expression of the library matches between two characters, and not only in a certain place."""
-    made = tokenizers.normalizers.Replace(tokenizers.Regex(pattern), "x").normalize_str("\uffff")
-    return "x" in made and "\uffff" in made
+    """Whether a regular expression of the library matches no characters before a text, whatever it begins with."""
+    return tokenizers.normalizers.Replace(tokenizers.Regex(pattern), "x").normalize_str("\uffff").startswith("x\uffff")
 
 
 def _require_sound(stored: Any) -> None:
     """Refuse a `tokenizer.json` at which the tokenizers library panics, as it prints a trace before it raises."""
     found = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
     cuts, replaced = (list(_objects(found.get(name))) for name in ("pre_tokenizer", "normalizer"))
-    patterns = [one["Regex"] for one in replaced if isinstance(one.get("Regex"), str)]
+    inserting = [one["pattern"] for one in replaced if one.get("content") and isinstance(one.get("pattern"), dict)]
+    patterns = [one["Regex"] for one in inserting if isinstance(one.get("Regex"), str)]
     is_bytewise = any(one.get("type") == "ByteLevel" for one in cuts)
     empty = any(one.get("String") == "" for one in replaced) or (is_bytewise and any(map(_matches_nothing, patterns)))
     if empty or any(one.get("length") == 0 for one in cuts):
