@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import mmap
 import os
 import platform
@@ -19,14 +18,13 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from pellucid.check import path_of
-from pellucid.errors import ConfigError, PellucidError, WeightsError, shown
+from pellucid.errors import PellucidError, WeightsError
 
 try:
     import fcntl
@@ -64,22 +62,6 @@ def text_writer(text: str) -> Writer:
     return lambda part: part.write_bytes(text.encode("utf-8", "replace"))
 
 
-def json_text(fields: Mapping[str, Any]) -> str:
-    """The text of a JSON file with these fields, as transformers writes its own."""
-    return json.dumps(dict(fields), indent=2, sort_keys=True, default=_plain) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Numbers of NumPy's or torch's as JSON has them."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise ConfigError(
-        f"config: {shown(value)} ({type(value).__name__}) among the fields, expected what JSON can hold.",
-        code="config-wrong-type",
-        remedy="Give it as a text, a number, a list or a mapping, or leave the field out.",
-    )
-
-
 def write_file(path: str | os.PathLike[str], write: Writer) -> None:
     """Write one file, whole or not at all."""
     whole = path_of(path)
@@ -105,39 +87,49 @@ def write_folder(
     removed just before the last file takes its name. `named` is what an error names; the folder if None.
     """
     folder = path_of(folder)
-    parts: list[Path] = []
-    made: list[Path] = []
     try:
         if os.path.lexists(folder) and not folder.is_dir():
             raise OSError(errno.ENOTDIR, "it is no folder, expected one")
         if named is not None and named.is_dir():
             raise OSError(errno.EISDIR, "it is a folder, expected the name of a file")
-        made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        places = [_place(folder / name) for name, _ in writers]
-        for parent in {place.parent for place in places if not _is_device(place)}:
-            remove_leftovers(parent)
-        for (_, write), place in zip(writers, places, strict=True):
-            parts.append(_beside(place))
-            parts[-1].touch()
-            write(parts[-1])
-            _flush(parts[-1])
-        with alone(folder):
-            old = [folder / name for name in (outdated() if outdated is not None else ())]
-            for number, (part, place) in enumerate(zip(parts, places, strict=True), start=1):
-                if number == len(parts):
-                    for path in old:
-                        path.unlink(missing_ok=True)
-                _take_place(part, place)
+        with made_folder(folder), ExitStack() as unfinished:
+            places, parts = [_place(folder / name) for name, _ in writers], list[Path]()
+            for parent in {place.parent for place in places if not _is_device(place)}:
+                remove_leftovers(parent)
+            for (_, write), place in zip(writers, places, strict=True):
+                parts.append(_beside(place))
+                unfinished.callback(_remove, parts[-1])
+                parts[-1].touch()
+                write(parts[-1])
+                _flush(parts[-1])
+            with alone(folder):
+                old = [folder / name for name in (outdated() if outdated is not None else ())]
+                for number, (part, place) in enumerate(zip(parts, places, strict=True), start=1):
+                    if number == len(parts):
+                        for path in old:
+                            path.unlink(missing_ok=True)
+                    _take_place(part, place)
     except OSError as problem:
         raise not_writable(named or folder, problem.strerror or str(problem)) from problem
+
+
+@contextmanager
+def made_folder(folder: Path) -> Generator[None]:
+    """Make a folder, and those above it; of the ones that were missing, those that hold nothing in the end go again."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        for left in parts:  # those that were not renamed
-            with suppress(OSError):
-                left.unlink(missing_ok=True)
-        for parent in made:  # a folder that holds something stays
-            with suppress(OSError):
+        for parent in missing:
+            with suppress(OSError):  # it holds something
                 parent.rmdir()
+
+
+def _remove(part: Path) -> None:
+    """Remove a temporary file, if it was not renamed."""
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
 
 
 class Begun:
@@ -189,8 +181,7 @@ class Begun:
 
     def drop(self) -> None:
         """Remove the file if it was not finished."""
-        with suppress(OSError):
-            self._part.unlink(missing_ok=True)
+        _remove(self._part)
 
     def failed(self, problem: OSError) -> PellucidError:
         """What is raised when the disk refuses."""
@@ -225,14 +216,15 @@ def not_writable(path: Path, why: str) -> WeightsError:
 
 @contextmanager
 def temporary_folder(near: Path) -> Generator[Path]:
-    """A folder on the same file system, removed at the end, or by the next save there if the process is killed."""
-    remove_leftovers(near)
-    folder = _temporary(near)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """A folder in another, made if it is missing; removed at the end, or by the next save there after a kill."""
+    with made_folder(near):
+        remove_leftovers(near)
+        folder = _temporary(near)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -449,9 +449,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_captured(case: str, tmp_path: Path) -> None:
     changes, code = WRONG[case]
     with pytest.raises(pl.PellucidError) as caught:
-        captured(tmp_path / "a.zarr", **changes)
+        captured(tmp_path / "new" / "a.zarr", **changes)
     assert caught.value.code == code, caught.value
-    assert not list(tmp_path.iterdir()), "nothing is left"
+    assert not list(tmp_path.iterdir()), "nothing is left, nor a folder that was made"
 
 
 def test_numbers_that_float16_cannot_hold(tmp_path: Path) -> None:

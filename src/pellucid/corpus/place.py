@@ -249,11 +249,9 @@ class Folder:
     @contextmanager
     def building(self) -> Generator[StorePlace]:
         """A folder beside its place, which it takes as a whole."""
-        beside = self.path.absolute().parent
         with ExitStack() as stack:
             try:
-                beside.mkdir(parents=True, exist_ok=True)
-                made = stack.enter_context(atomic.temporary_folder(beside))
+                made = stack.enter_context(atomic.temporary_folder(self.path.absolute().parent))
             except OSError as problem:
                 raise refused(self.path, problem) from problem
             yield NewFolder(made, self.path)

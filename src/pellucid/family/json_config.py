@@ -13,7 +13,6 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
-from pellucid.atomic import json_text
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.family.config import (
     READ,
@@ -32,6 +31,7 @@ from pellucid.names.calls import named_methods
 from pellucid.numerics import nonlinear
 from pellucid.schema import Schema
 from pellucid.weights import hub
+from pellucid.weights.manifests import json_text
 
 
 @dataclass(frozen=True)

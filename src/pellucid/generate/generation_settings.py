@@ -12,12 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pellucid.atomic import json_text
 from pellucid.errors import ConfigError, shown
 from pellucid.family.config import read_token_id, read_tokens
 from pellucid.family.json_config import Config
 from pellucid.names.calls import named_arguments
-from pellucid.weights.manifests import is_there, read_json
+from pellucid.weights.manifests import is_there, json_text, read_json
 
 FILE = "generation_config.json"
 

@@ -19,7 +19,7 @@ from pellucid.text import tokenizer_files
 from pellucid.text.borrowed import no_tokenizer, one_token, text_behind
 from pellucid.text.ids import listed
 from pellucid.text.tokenizer_files import Encoding, as_tensors, no_text, several
-from pellucid.weights.manifests import is_there
+from pellucid.weights.manifests import is_there, json_text
 
 _ENDS = ("<|endoftext|>", "</s>", "<eos>")
 _BEGINNINGS = ("<|endoftext|>", "<s>", "<bos>")
@@ -311,7 +311,7 @@ class Tokenizer(metaclass=_Named):
                 for number, token in sorted(self._backend.get_added_tokens_decoder().items())
             },
         }
-        return {"tokenizer.json": self.to_json(), "tokenizer_config.json": atomic.json_text(settings)}
+        return {"tokenizer.json": self.to_json(), "tokenizer_config.json": json_text(settings)}
 
     def _usual(self) -> dict[str, str]:
         """Special tokens under transformers' names: those with a usual name that texts may hold as one token."""

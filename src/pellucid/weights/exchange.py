@@ -12,7 +12,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pellucid.atomic import json_text
 from pellucid.check import attribute
 from pellucid.errors import WeightsError, warn
 from pellucid.extras import need
@@ -27,6 +26,7 @@ from pellucid.weights.foreign import AS_IT_IS, uncompiled
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import from_ours
 from pellucid.weights.load import M, Model, ModelClass, describe, separate
+from pellucid.weights.manifests import json_text
 from pellucid.weights.own_file import write_tensors
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +164,22 @@ def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) ->
             remedy="Give the file that save_pretrained wrote.",
         )
     return content
+
+
+def json_text(fields: Mapping[str, Any]) -> str:
+    """The text of a JSON file with these fields, as transformers writes its own."""
+    return json.dumps(dict(fields), indent=2, sort_keys=True, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy's or torch's as JSON has them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise ConfigError(
+        f"config: {shown(value)} ({type(value).__name__}) among the fields, expected what JSON can hold.",
+        code="config-wrong-type",
+        remedy="Give it as a text, a number, a list or a mapping, or leave the field out.",
+    )
 
 
 def read_index(path: Path) -> dict[str, str]:

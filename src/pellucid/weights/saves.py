@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pellucid import atomic
 from pellucid.errors import PellucidError, WeightsError
 from pellucid.family.config import SAVE_ID
-from pellucid.weights.manifests import unreadable
+from pellucid.weights.manifests import json_text, unreadable
 from pellucid.weights.own_file import read_metadata, rewrite
 
 CONFIG = "config.json"
@@ -43,11 +43,11 @@ def stamp(texts: Mapping[str, str], folder: Path) -> tuple[dict[str, str], dict[
     that the weights have to carry.
     """
     fields = {name: value for name, value in json.loads(texts[CONFIG]).items() if name != SAVE_ID}
-    plain = {**texts, CONFIG: atomic.json_text(fields)}
+    plain = {**texts, CONFIG: json_text(fields)}
     digests = {name: _sha256(text.encode("utf-8", "replace")) for name, text in plain.items()}
     found = _sha256(json.dumps(digests, sort_keys=True).encode())[:32]
     beside = {**_recorded(folder), **{name: digest for name, digest in digests.items() if name != CONFIG}}
-    stamped = {**texts, CONFIG: atomic.json_text({**fields, SAVE_ID: found})}
+    stamped = {**texts, CONFIG: json_text({**fields, SAVE_ID: found})}
     return stamped, {SAVE_ID: found, _BESIDE: json.dumps(beside, sort_keys=True)}
 
 
@@ -148,8 +148,8 @@ def _marked(folder: Path) -> list[tuple[str, atomic.Writer]]:
         return []
     if not isinstance(fields, dict) or SAVE_ID in fields:
         return []
-    found = _sha256(atomic.json_text(fields).encode())[:32]
-    return [(CONFIG, atomic.text_writer(atomic.json_text({**fields, SAVE_ID: found})))]
+    found = _sha256(json_text(fields).encode())[:32]
+    return [(CONFIG, atomic.text_writer(json_text({**fields, SAVE_ID: found})))]
 
 
 def _outdated(folder: Path) -> Iterable[str]:
