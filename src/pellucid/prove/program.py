@@ -1,4 +1,4 @@
-"""A model as named values: the one place in the project that uses torch's own hooks.
+"""A model as named values, read by torch's own hooks.
 
 A free run records what the program computes. A forced run records each value and then replaces it by the
 reference's, so that every later value shows the program's own error there and nothing inherited.
