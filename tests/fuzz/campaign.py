@@ -110,7 +110,8 @@ def _follow(worker: Any, campaign: Campaign, first: int, folder: Path, keep: Pat
             raise RuntimeError(f"the worker ended with {worker.returncode}: {said.decode(errors='replace')[-2000:]}")
         return sys.maxsize if not worker.returncode else first
     what = "hang" if hung or worker.returncode == -9 else "crash"
-    campaign.count(began["number"], began["kind"], [what, f"return code {worker.returncode}"])
+    last = said.decode(errors="replace").splitlines()[-1:]
+    campaign.count(began["number"], began["kind"], [what, f"return code {worker.returncode}", *last])
     campaign.files += 1
     _keep(folder, keep, began)
     return began["number"] + 1

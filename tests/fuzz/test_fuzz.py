@@ -6,12 +6,19 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
+import traceback
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from fuzz import kinds
 from fuzz.campaign import run
 from killed import in_a_child
 
@@ -21,16 +28,20 @@ FILES = 150
 class Child:
     """What a campaign asks of its worker, by a child of this process, which has imported already what a worker does."""
 
-    def __init__(self, command: list[str], **_: Any) -> None:
+    def __init__(self, command: list[str], *, env: Mapping[str, str], **_: Any) -> None:
         reading, writing = os.pipe()
-        first, last, seed, folder = command[2:]
+        self._said = Path(command[-1]) / "said"
 
         def act() -> None:
-            from fuzz import worker
-
             os.dup2(writing, 1)
             sys.stdout = os.fdopen(1, "w")
-            worker.main(int(first), int(last), seed, Path(folder))
+            os.environ.update(env)
+            sys.argv = command[1:]
+            try:
+                runpy.run_path(command[1], run_name="__main__")
+            except BaseException:
+                self._said.write_text(traceback.format_exc(), encoding="utf-8")
+                raise
 
         self.pid, self.stdout = in_a_child(act), os.fdopen(reading, "rb")
         os.close(writing)
@@ -53,7 +64,7 @@ class Child:
 
     def communicate(self) -> tuple[bytes, bytes]:
         self.poll(0)
-        return b"", b""
+        return b"", self._said.read_bytes() if self._said.exists() else b""
 
 
 def test_damaged_files_are_read_or_refused() -> None:
@@ -65,3 +76,13 @@ def test_damaged_files_are_read_or_refused() -> None:
     assert set(total) == {"success", "refused"}
     assert len(campaign.codes) > 20
     assert all(found["refused"] for kind, found in campaign.outcomes.items() if kind != "generation_config.json")
+
+
+def test_a_worker_that_raises_says_why_and_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(_: Path) -> None:
+        raise ValueError(f"offline: {os.environ['HF_HUB_OFFLINE']}")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(kinds, "KINDS", {"broken": SimpleNamespace(make=make)})
+    with pytest.raises(RuntimeError, match=r"the worker ended with 1: (?s:.*)ValueError: offline: 1"):
+        run(1, "suite", start=Child)
