@@ -113,7 +113,10 @@ print('nothing')
         (["run", "x", "--pos", "last"], "--pos"),
     ],
 )
-def test_usage_is_2_and_on_stderr(cli: Any, args: list[str], said: str) -> None:
+def test_usage_is_2_and_on_stderr(
+    cli: Any, args: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some name a file to write
     result = cli(*args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in " ".join(result.stderr.replace("│", "").split())

@@ -187,9 +187,11 @@ def test_what_cannot_be(words: list[str], code: str, cli: Any, cli_json: Any) ->
     assert f"[{code}]" in cli(*words).stderr
 
 
-def test_a_format_that_needs_tex_is_refused_without_it(cli_json: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_that_needs_tex_is_refused_without_it(
+    cli_json: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.which", lambda *_: None)
-    error = cli_json("attribute", TEXT, "--figure", "parts.pgf", expect=4)["error"]
+    error = cli_json("attribute", TEXT, "--figure", str(tmp_path / "parts.pgf"), expect=4)["error"]
     assert (error["code"], "pgf," in error["message"]) == ("figure-format", False)
 
 
