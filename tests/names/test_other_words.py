@@ -295,8 +295,15 @@ def _public_classes() -> list[type]:
     return [one for one in ours if not issubclass(one, BaseException) and one.__name__ not in inside]
 
 
+def _to_be_passed(function: Any, word: str) -> set[str]:
+    """Which arguments it says to pass, called with one of another library's."""
+    with pytest.raises(pl.UnknownArgumentError) as caught:
+        function(None, **{word: None})
+    return {*re.findall(r"Pass (\w+)=", caught.value.remedy)}
+
+
 def test_a_method_of_any_public_class_is_told_the_right_argument() -> None:
-    """Whatever object it is called on: its arguments are looked at first."""
+    """Whatever object it is called on: its arguments are looked at first, and it is told of none that it lacks."""
     seen = 0
     for owner in _public_classes():
         for name, value in vars(owner).items():
@@ -308,6 +315,8 @@ def test_a_method_of_any_public_class_is_told_the_right_argument() -> None:
             if inspect.Parameter.VAR_KEYWORD in kinds:
                 continue
             takes = [one for one in parameters if one not in ("self", "cls")]
+            for word in {"head", "position", "layer", "input_ids"} - {*takes}:
+                assert _to_be_passed(function, word) <= {*takes}, (owner, name, word)
             takes = [] if inspect.Parameter.VAR_POSITIONAL in kinds else takes
             for argument in takes or ["anything"]:
                 with pytest.raises(pl.UnknownArgumentError) as caught:

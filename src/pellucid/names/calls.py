@@ -19,11 +19,9 @@ from pellucid.names.attributes import unknown_attribute
 Called = TypeVar("Called", bound=Callable[..., Any])
 Owner = TypeVar("Owner")
 
-_IDS_FIRST = "Pass ids first, model(ids, mask=...), or the whole mapping that the tokenizer returned, model(encoding)."
-
 ARGUMENTS: Mapping[str, str] = {
     # transformers
-    "input_ids": _IDS_FIRST,
+    "input_ids": "Pass inputs=, the ids or all that the tokenizer returned; it may stand first, without its name.",
     "attention_mask": "Pass mask=, 1 at real tokens.",
     "token_type_ids": "Leave it out; transformers adds the embeddings of these ids, and pellucid does not.",
     "position_ids": "Leave it out; positions follow from mask=, counted from each text's first token.",
@@ -48,9 +46,12 @@ ARGUMENTS: Mapping[str, str] = {
     "position": "Pass pos=, one or several.",
     "positions": "Pass pos=, one or several.",
     "neuron": "Pass neurons=, one or several.",
-    "layer": "Name the block in the checkpoint, such as 'blocks.3.resid_post'.",
+    "layer": "Pass names= with their block, such as 'blocks.3.resid_post'.",
 }
-"""Keyword arguments of other libraries' calls -> what to do here."""
+"""Keyword arguments of other libraries' calls -> what to do here, if the call takes what is to be passed."""
+
+_OF_RUNS = ("names_filter", "stop_at_layer", "fwd_hooks")
+"""Those that `model.run_with_ckpts` has another word for, whatever was called with them."""
 
 PLACES: Mapping[str, str] = {
     **dict.fromkeys(
@@ -205,6 +206,7 @@ HEADS: Mapping[str, str] = {
 def refuse_unknown(verb: str, given: Iterable[str], known: Iterable[str], elsewhere: Mapping[str, str]) -> None:
     """Refuse arguments that a call, such as "loss", does not take; `elsewhere` has others' words -> what to do."""
     known = list(known)
+    elsewhere = {word: said for word in elsewhere if (said := _said_of_a_word(word, elsewhere[word], known))}
     for name in given:
         if name not in known:
             raise UnknownArgumentError(
@@ -215,6 +217,14 @@ def refuse_unknown(verb: str, given: Iterable[str], known: Iterable[str], elsewh
                 or _for_a_near_word(name, elsewhere)
                 or _taken(known),
             )
+
+
+def _said_of_a_word(word: str, said: str, known: Sequence[str]) -> str:
+    """What to do, unless an argument is to be passed that the call does not take; "" then, or which call takes it."""
+    passed = re.match(r"Pass (\w+)=", said)
+    if passed is None or passed[1] in known:
+        return said
+    return f"Call model.run_with_ckpts, which takes {passed[1]}=." if word in _OF_RUNS else ""
 
 
 def _taken(known: Sequence[str]) -> str:
