@@ -269,6 +269,21 @@ def test_a_folder_that_will_be_made_for_an_output_is_said(tmp_path: Path, capsys
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_said_of_folders_is_true_of_one_s_own_and_of_names_that_are_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    screen.require_writable({"--html": Path("~/page.html")})
+    screen.note_a_missing_folder(Path("~/acts"))
+    screen.note_a_missing_folder(Path("a" * 300, "acts"))
+    assert capsys.readouterr().err == ""
+    screen.note_a_missing_folder(Path("~/new/acts"))
+    assert "the folder ~/new is not there, and will be made" in capsys.readouterr().err
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(pl.WeightsError, match="it is a folder"):
+        screen.require_writable({"--html": Path("~/folder")})
+
+
 @pytest.mark.parametrize("verb", [["run", SENTENCE], ["generate", SENTENCE], ["doctor"], ["demo", "--json"]])
 def test_closed_standard_output_is_an_error_before_the_work(
     verb: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -194,6 +194,12 @@ def test_exit_codes(
     assert not (tmp_path / "out.zarr").exists()
 
 
+def test_a_name_that_is_too_long_is_no_fault(cli: Any, data: Path, tmp_path: Path) -> None:
+    said = cli("capture", "--data", str(data), *WANTED, "--out", str(tmp_path / ("a" * 300) / "x"))
+    assert said.exit_code == 4
+    assert "will be made" not in said.stderr
+
+
 @pytest.mark.remedy("empty-text")
 def test_an_empty_text(cli: Any, cli_json: Any, data: Path, tmp_path: Path) -> None:
     empty, out = tmp_path / "empty.txt", (*WANTED, "--out", str(tmp_path / "a.zarr"))

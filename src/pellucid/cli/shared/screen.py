@@ -83,26 +83,36 @@ def require_surroundings() -> None:
 def require_writable(outputs: Mapping[str, Path | None]) -> None:
     """Check that output files (option -> file) can be written, each in its own place, before the work starts."""
     taken: dict[Path, str] = {}
-    for option, path in outputs.items():
-        if path is None:
+    for option, given in outputs.items():
+        if given is None:
             continue
+        path = _expanded(given)
         problem = _problem(path)
         same = taken.setdefault(path.absolute(), option)
         if same != option and problem is None:
             problem = f"{same} is written there"
         if problem is not None:
             raise WeightsError(
-                f"{option} {path}: cannot be written: {problem}.",
+                f"{option} {given}: cannot be written: {problem}.",
                 code="path-not-writable",
                 remedy="Name a file in a folder that you may write.",
             )
-        note_a_missing_folder(path)
+        note_a_missing_folder(given)
 
 
 def note_a_missing_folder(path: Path) -> None:
     """Say of what will be written which folder is made for it."""
-    if not path.absolute().parent.exists():
+    try:
+        _expanded(path).absolute().parent.stat()
+    except FileNotFoundError:
         tell(Text(f"note: the folder {path.parent} is not there, and will be made"))
+    except (OSError, ValueError):  # such as a name that is too long: what cannot be made is refused by its writer
+        return
+
+
+def _expanded(path: Path) -> Path:
+    """With `~` as the user's own folder, as whatever writes there reads it: shells leave it after `--out=`."""
+    return Path(os.path.expanduser(path))
 
 
 def _problem(path: Path) -> str | None:
