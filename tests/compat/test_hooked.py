@@ -291,6 +291,18 @@ def test_looking_in_inference_mode_changes_no_bit(hooked: HookedTransformer) -> 
     assert not torch.equal(halved, logits)
 
 
+def test_directions_are_those_of_ids_of_any_shape(hooked: HookedTransformer) -> None:
+    W_U, pairs = hooked.model.unembed.W_U, IDS[:, :6].reshape(2, 3, 2)
+    assert torch.equal(hooked.tokens_to_residual_directions(pairs), W_U.T[pairs])
+    for one in (5, IDS[0, 0], IDS[0, :1], IDS[:1, :1]):
+        assert torch.equal(hooked.tokens_to_residual_directions(one), W_U[:, 5])
+
+
+def test_a_run_between_two_blocks_gives_the_stream_whatever_is_asked_of_the_end(hooked: HookedTransformer) -> None:
+    stream = hooked(hooked(IDS, stop_at_layer=1), start_at_layer=1, stop_at_layer=2, return_type="loss")
+    assert torch.equal(stream, hooked(IDS, stop_at_layer=2))
+
+
 def test_every_hook_has_a_copy_of_its_own_to_keep(hooked: HookedTransformer) -> None:
     kept: list[Tensor] = []
     hooks = [("hook_embed", lambda value, hook: kept.append(value)), ("hook_embed", _zeroed)]

@@ -115,12 +115,13 @@ class Tokens(nn.Module):
         return self.tokenizer.pieces([int_token])[0]
 
     def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
-        """Columns of `W_U`, [..., D], of a token's text or of ids of any shape."""
+        """Columns of `W_U`: [..., D] of ids [...], [D] of a token's text or of one id, however many axes it has."""
         by, W_U = "tokens_to_residual_directions", self.model.unembed.W_U
-        ids = _ids(self.to_single_token(tokens) if isinstance(tokens, str) else tokens, by).to(W_U.device)
+        given = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
+        ids = _ids(given, by, any_shape=True).to(W_U.device)
         if bool(((ids < 0) | (ids >= W_U.size(1))).any()):
             raise _no_ids(tokens, by, f"ids from 0 to {W_U.size(1) - 1}")
-        return W_U.t()[ids[..., 0] if ids.dim() and ids.numel() == 1 else ids]
+        return W_U.t()[ids.reshape(()) if ids.numel() == 1 else ids]
 
     def get_token_position(
         self,
@@ -314,14 +315,14 @@ class HookedGeneration(HookedRootModule, Tokens):
         return [own] if own is not None else list(self.model.config.end_ids)
 
 
-def _ids(tokens: Any, by: str) -> Tensor:
+def _ids(tokens: Any, by: str, *, any_shape: bool = False) -> Tensor:
     try:
         ids = torch.as_tensor(np.asarray(tokens) if isinstance(tokens, (list, tuple)) else tokens)
-        if ids.dim() <= 2 and not ids.is_floating_point() and ids.dtype != torch.bool:
+        if (any_shape or ids.dim() <= 2) and not ids.is_floating_point() and ids.dtype != torch.bool:
             return ids
     except (TypeError, ValueError, RuntimeError):
         pass
-    raise _no_ids(tokens, by, "ids [P] or [B, P]")
+    raise _no_ids(tokens, by, "ids" if any_shape else "ids [P] or [B, P]")
 
 
 def _no_ids(tokens: Any, by: str, expected: str) -> InputError:

@@ -193,7 +193,7 @@ class HookedTransformer(HookedGeneration, StackedWeights):
         layers = self.cfg.n_layers
         start = None if start_at_layer is None else block_of(start_at_layer, layers, "start_at_layer")
         stop = None if stop_at_layer is None else block_of(stop_at_layer, layers, "stop_at_layer")
-        if start is not None and tokens is None and return_type in ("loss", "both"):
+        if start is not None and stop is None and tokens is None and return_type in ("loss", "both"):
             raise InputError(
                 f"HookedTransformer: return_type={return_type!r} of a run that starts at a block, whose tokens are not "
                 "known.",
