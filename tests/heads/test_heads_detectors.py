@@ -126,6 +126,12 @@ def test_name_movers_are_their_definition(family: str) -> None:
     assert near(found.negative_copying, cases.copies(model, MOVED, at, sign=-1))
 
 
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=lambda kind: kind.__name__)
+def test_the_token_that_a_text_lacks_is_its_own(kind: Any) -> None:
+    with pytest.raises(pl.InputError, match="text 1 does not hold 7 before"):
+        pl.heads.name_movers(support.glass(), MOVED, kind([5, 7]))
+
+
 def test_the_bundled_model_s_head_that_moves_a_name_and_lowers_it() -> None:
     """What direct attribution says of the same text: head 2.1 reads " Tom", and what it adds is against " Tom"."""
     model, text = pl.load(), "Lily and Tom went to the park. Tom gave a ball to"

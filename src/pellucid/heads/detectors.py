@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.attribution.reading import place_of
-from pellucid.check import require_whole
+from pellucid.check import as_python, is_several, require_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.heads.matrices import require_finite
@@ -119,6 +119,8 @@ def name_movers(
     top = require_whole("heads.name_movers: top", top, at_least=1)
     tokens = require_whole("heads.name_movers: tokens", tokens, at_least=1)
     batch = model.tokenize(text)
+    if is_several(token) and not isinstance(token, tuple):  # arrays become lists; a tuple is refused as a pair
+        token = [as_python(one) for one in token]
     answers = token_ids(token, batch, "heads.name_movers").expand(len(batch))
     ends = batch.positions.masked_fill(~batch.mask, -1).argmax(1, keepdim=True)
     occurs = (batch.ids == answers[:, None]) & batch.mask & (torch.arange(batch.ids.size(1)).to(ends) < ends)
