@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pellucid.check import as_number, as_python, as_whole, require_one_of, require_whole, takes
+from pellucid.check import as_number, as_python, as_whole, require_one_of, require_seed, require_whole, takes
 from pellucid.errors import ConfigError, InputError, printable, shown
 
 
@@ -56,6 +56,14 @@ def test_numbers_become_pythons_own_alone_and_together() -> None:
         assert (found, type(found)) == (expected, type(expected))
     for other in ("ab", b"ab", None, True, np.array("x"), math):
         assert as_python(other) is other
+
+
+def test_a_seed_is_whatever_torch_takes() -> None:
+    for number in (0, -1, -(2**63), 2**64 - 1):
+        torch.Generator().manual_seed(require_seed("seed", number))
+    for other in (-(2**63) - 1, 2**64, True, 1.0, "1", None):
+        with pytest.raises(InputError, match="seed="):
+            require_seed("verb: seed", other)
 
 
 def test_what_can_be_called_with_so_many_arguments() -> None:

@@ -228,3 +228,10 @@ def test_each_text_that_is_selected_keeps_its_own_scale() -> None:
     effect = (swept.values - np.asarray(swept.attrs["corrupted_by_text"]))[:, [3, 1]]
     sizes = pl.patching.effect_sizes(swept.isel(batch=[3, 1]))
     np.testing.assert_allclose(sizes.values, effect.mean(-1) / effect.std(-1, ddof=1), rtol=1e-9)
+
+
+def test_a_seed_is_looked_at_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = support.glass()
+    monkeypatch.setattr(type(model), "forward", lambda *given, **more: pytest.fail("it ran"))
+    with pytest.raises(pl.InputError, match=r"^ablate: seed='one'"):
+        pl.patching.ablate(model, [[1, 2]], "resid_mid", over=(), how="zero", metric=METRIC, seed="one")

@@ -240,7 +240,7 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: _sweep(h, clean=LONG, align=patching.align(h.model, LONG, OTHER, {"end": -1}))),
     ],
     "not-a-whole-number": [
-        *(Case(lambda h, verb=verb: verb(h, seed="one"), "0 or more", lambda h, verb=verb: verb(h, seed=1))
+        *(Case(lambda h, verb=verb: verb(h, seed="one"), "a whole number", lambda h, verb=verb: verb(h, seed=-1))
           for verb in (_baseline, partial(_ablate, how="resample"), _gradient, _edges)),
         Case(lambda h: _gradient(h, check=-1), "0 or more", lambda h: _gradient(h, check=1)),
     ],

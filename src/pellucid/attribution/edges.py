@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pellucid.attribution.gradient import agreement, differentiable, gradient_run
-from pellucid.check import require_whole
+from pellucid.check import require_seed, require_whole
 from pellucid.circuits.ablations import EMBEDDED, KINDS, Ablations, Choices, written_in
 from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, Edge, Graph
 from pellucid.extras import need
@@ -85,7 +85,7 @@ def edges(
         (Frozen({'sender': 21, 'receiver': 53}), 'blocks.3.attn[0]')
     """
     steps, check = require_whole("edges: steps", steps, at_least=1), require_whole("edges: check", check)
-    seed = require_whole("edges: seed", seed)
+    seed = require_seed("edges: seed", seed)
     pair, schema = Texts.of(model, clean, corrupted, direction, None), model.schema
     pair.require_equal_lengths("edges", "Give texts of equal length; pl.attribution.gradient takes align= for others.")
     kept = ("ckpt_embed", *written_in(schema))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pellucid.attribution.rules import HELD, Relevance
-from pellucid.check import require_one_of, require_whole
+from pellucid.check import require_one_of, require_seed, require_whole
 from pellucid.errors import InputError, NumericsError
 from pellucid.metrics import Metric, measured
 from pellucid.names.aliases import Names
@@ -103,7 +103,7 @@ def gradient(
         (Frozen({'layer': 4, 'head': 4}), True)
     """
     steps = require_whole("gradient: steps", steps, at_least=1)
-    check, seed = require_whole("gradient: check", check), require_whole("gradient: seed", seed)
+    check, seed = require_whole("gradient: check", check), require_seed("gradient: seed", seed)
     pair = Texts.of(model, clean, corrupted, direction, align)
     cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
     _require_choices(along, rules, steps, cells.names)

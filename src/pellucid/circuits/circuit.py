@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pellucid.check import as_number, as_whole, is_several, require_whole
+from pellucid.check import as_number, as_whole, is_several, require_seed, require_whole
 from pellucid.circuits.scored_parts import EMBEDDINGS, Edge, arrays_of, scored_edges, scored_nodes
 from pellucid.errors import InputError, UnknownNameError, nearest, shown
 from pellucid.patching.paths import MLP_OUT, PART
@@ -201,7 +201,7 @@ class Circuit:
         """
         graph = Graph(model.schema)
         Circuit.checked(self, graph)
-        draws = torch.Generator().manual_seed(require_whole("circuit.drawn: seed", seed))
+        draws = torch.Generator().manual_seed(require_seed("circuit.drawn: seed", seed))
         pool = graph.nodes if self.granularity == "nodes" else graph.edges
         found = drawn_for(self.parts, pool, draws)
         return self._of({found[part]: score for part, score in self.parts.items()}, {})

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.check import require_whole
+from pellucid.check import require_seed, require_whole
 from pellucid.circuits.ablations import Ablations, Choices
 from pellucid.circuits.circuit import Circuit, Graph, drawn_for
 from pellucid.circuits.faithfulness import Scale
@@ -179,7 +179,7 @@ def evaluate(
         candidates = require_whole("circuits.evaluate: candidates", candidates, at_least=1)
     circuit = Circuit.checked(circuit, Graph(model.schema))
     choices = Choices.of(circuit.granularity if granularity is None else granularity, components, value, pos, direction)
-    draws = torch.Generator().manual_seed(require_whole("circuits.evaluate: seed", seed))
+    draws = torch.Generator().manual_seed(require_seed("circuits.evaluate: seed", seed))
     with told("circuits.evaluate: interrupted, nothing was measured"):
         runs = Ablations(model, clean, corrupted, metric, choices)
         inside, scale = runs.inside(circuit), Scale.of(runs)

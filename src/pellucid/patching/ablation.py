@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pellucid.check import require_one_of, require_whole
+from pellucid.check import require_one_of, require_seed
 from pellucid.errors import InputError
 from pellucid.metrics import Metric
 from pellucid.names.aliases import Names
@@ -138,13 +138,14 @@ class Ablated:
         """Run the inputs, of which some values are kept, and the reference, if it is not the inputs and is read."""
         remedy = "Give how='mean' with reference= texts, for example."
         require_one_of("how", how, _INSTEAD, code="ablate-how", remedy=remedy)
+        seed = require_seed("ablate: seed", seed)
         known = batch if reference is None or how == "zero" else model.tokenize(reference)
         room = require_room(model, batch, known, names, metric, max_bytes)
         if known is batch:  # no run of a reference says so
             warn_of_dropout(model, "ablation")
         run = Base(model, batch, metric, names if known is batch else kept, of="the plain run", max_bytes=room)
         values = run.values if known is batch else model.run_with_ckpts(known, names=list(names))[1]
-        put, axes = Ablation(how, known, batch, require_whole("ablate: seed", seed)), model.schema.axes
+        put, axes = Ablation(how, known, batch, seed), model.schema.axes
         return cls(run, {name: put.value(name, value, axes[name]) for name, value in values.items()}, how)
 
     def about(self, title: str) -> dict[str, Any]:

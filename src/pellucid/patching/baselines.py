@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.check import require_one_of, require_whole
+from pellucid.check import require_one_of, require_seed, require_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric
@@ -220,7 +220,7 @@ class _Random:
 
     def measured(self, draws: int, seed: int, about: Mapping[str, Any], *, per_text: bool) -> xarray.DataArray:
         """The metric after each of so many changes."""
-        draws, seed = require_whole("draws", draws, at_least=1), require_whole("seed", seed)
+        draws, seed = require_whole("draws", draws, at_least=1), require_seed("seed", seed)
         random = torch.Generator().manual_seed(seed)
         with told(UNMEASURED):
             changing = [puts for puts in self.changes if any(map(self._changes, puts))]
