@@ -162,6 +162,18 @@ def test_steps_along_the_inputs_sum_to_the_difference_of_the_runs() -> None:
     assert off[1] < 0.5 * off[0]
 
 
+def test_room_is_taken_for_all_that_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By "atp" keys and patterns, too, though queries alone are asked for."""
+    gradients: Any = importlib.import_module("pellucid.attribution.gradient")
+    asked: dict[str, set[str]] = {}
+    for rules in ("plain", "atp"):
+        told = asked.setdefault(rules, set())
+        monkeypatch.setattr(gradients, "require_room", lambda *given, told=told: told.update(given[3]) or 10**9)
+        _call(exact(), rules=rules)
+    assert asked["plain"] == {f"blocks.{layer}.attn.ckpt_q" for layer in range(3)}
+    assert asked["atp"] == {f"blocks.{layer}.attn.ckpt_{one}" for layer in range(3) for one in ("q", "k", "pattern")}
+
+
 def test_softmax_is_gone_through_for_queries_and_keys() -> None:
     """(A(q') - A) . dm/dA, A(q') from a run in which the cell is patched."""
     model, (clean, corrupted) = exact(), two()

@@ -141,7 +141,7 @@ class Gradients:
         self.scored = {name: tuple(f"{name.rpartition('.')[0]}.ckpt_{one}" for one in ("q", "k", "pattern"))
                        for name in asked}  # fmt: skip
         watched = list(dict.fromkeys((*names, *(one for three in self.scored.values() for one in three))))
-        self._room = require_room(model, pair.base, pair.source, names, metric, None)
+        self._room = require_room(model, pair.base, pair.source, watched, metric, None)
         warn_of_dropout(model, "gradient")
         of_source = self._run_source(pair, watched, names)
         logits, values = self._run(watched, ())
