@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray
 from loops import METRIC, everywhere, exact, two
 
 import pellucid as pl
@@ -228,6 +229,26 @@ def test_each_text_that_is_selected_keeps_its_own_scale() -> None:
     effect = (swept.values - np.asarray(swept.attrs["corrupted_by_text"]))[:, [3, 1]]
     sizes = pl.patching.effect_sizes(swept.isel(batch=[3, 1]))
     np.testing.assert_allclose(sizes.values, effect.mean(-1) / effect.std(-1, ddof=1), rtol=1e-9)
+
+
+def test_texts_are_on_their_own_scale_or_refused() -> None:
+    """Labels say which text it is while they are a sweep's; those of joined and of relabelled arrays do not."""
+    attrs = {"clean": 3.0, "clean_by_text": [2.0, 4.0], "corrupted": 0.5, "corrupted_by_text": [0.0, 1.0]}
+    coords = {"layer": range(2), "batch": range(2)}
+    swept = xarray.DataArray([[1.0, 1.0], [2.0, 2.5]], dims=("layer", "batch"), coords=coords, attrs=attrs)
+    shares = np.array([[0.5, 0.0], [1.0, 0.5]])
+    np.testing.assert_array_equal(pl.patching.normalized(swept.drop_vars("batch")).values, shares)
+    np.testing.assert_array_equal(pl.patching.normalized(swept.stack(cell=("layer", "batch"))).values, shares.ravel())
+    read = swept.isel(batch=[0]).assign_attrs(clean_by_text=2.0, corrupted_by_text=0.0)  # as netCDF keeps lists of one
+    np.testing.assert_array_equal(pl.patching.normalized(read).values, shares[:, :1])
+    for other in (
+        *(swept.assign_coords(batch=labels) for labels in (["Mary", "John"], [10, 11], [0.0, 1.0], [-1, 0])),
+        swept.isel(batch=[0, 1, 0, 1]), swept.drop_vars("batch").isel(batch=[1, 1, 0]),
+        swept.drop_vars("batch").isel(batch=[1]), swept.assign_attrs(clean_by_text=[2.0], corrupted_by_text=[0.0]),
+    ):  # fmt: skip
+        with pytest.raises(pl.InputError, match="no labels of a sweep of") as caught:
+            pl.patching.normalized(other)
+        assert "relabel, join or draw texts afterwards" in caught.value.remedy
 
 
 def test_a_seed_is_looked_at_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.html.listing import counted
 from pellucid.metrics import Metric
@@ -245,14 +245,31 @@ def _keeps_texts(swept: xarray.DataArray) -> bool:
 
 def _plain(swept: xarray.DataArray, side: str, by: str) -> Any:
     """The metric of a plain run; of each text that is there, along their axis, if the array keeps them."""
-    if side not in swept.attrs:
-        raise _no_sweep(f"{by}: an array without the attribute {side!r}, which is the metric of a plain run.")
-    if not _keeps_texts(swept):
+    kept = f"{side}_by_text" if _keeps_texts(swept) else side
+    if kept not in swept.attrs:
+        raise _no_sweep(f"{by}: an array without the attribute {kept!r}, which is the metric of a plain run.")
+    if kept == side:
         return swept.attrs[side]
-    texts, every = swept[_BATCH], np.asarray(swept.attrs[f"{side}_by_text"], dtype=np.float64)
+    every = np.atleast_1d(np.asarray(swept.attrs[kept], dtype=np.float64))  # netCDF keeps a list of one as a number
+    texts = swept[_BATCH]
+    if not _are_places(texts, len(every), labelled=_BATCH in swept.coords):
+        given, own = shown(texts.values.tolist()), counted(len(every), "text")
+        raise _no_sweep(f"{by}: texts labelled {given}, which are no labels of a sweep of {own}.")
     return need("xarray", "pellucid.patching").DataArray(every[texts.values], dims=texts.dims)
 
 
+def _are_places(texts: xarray.DataArray, count: int, *, labelled: bool) -> bool:
+    """Whether the labels of texts are those of a sweep, of which some may have been selected, each once.
+
+    Joined arrays have some twice, and their texts another plain run. What a caller labelled may be in another order.
+    """
+    labels = texts.values
+    if labels.dtype.kind not in "iu" or bool(((labels < 0) | (labels >= count)).any()):
+        return False
+    stacked = texts.dims != (_BATCH,)  # each label stands for several entries
+    return stacked or (len(np.unique(labels)) == labels.size and (labelled or labels.size == count))
+
+
 def _no_sweep(what: str) -> InputError:
-    remedy = "Give what pl.patching.sweep, path or ablate returned."
+    remedy = "Give what pl.patching.sweep, path or ablate returned; relabel, join or draw texts afterwards."
     return InputError(what, code="nothing-to-normalize", remedy=remedy)
