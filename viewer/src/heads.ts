@@ -46,11 +46,18 @@ export function patternOf(app: App, trace: Trace, layer: number, head: number): 
 /** Queries and keys of one layer, [pos, head, d_head]. */
 export type Vectors = { q: Float32Array; k: Float32Array; size: number; heads: number; keyHeads: number };
 
+const decoded = once<Trace, Map<number, Vectors>>(() => new Map());
+
 /** The queries and keys of a layer: from the trace, else asked of the server; null until they are there. */
 export function vectors(app: App, layer: number): Vectors | null {
   const trace = app.trace.value;
   const [q, k] = [trace.block("attention.q"), trace.block("attention.k")];
-  if (q && k) return { q: q.slice(layer), k: k.slice(layer), size: q.shape[3], heads: q.shape[2], keyHeads: k.shape[2] };
+  if (q && k) {
+    const known = decoded(trace);
+    const found = known.get(layer) ?? { q: q.slice(layer), k: k.slice(layer), size: q.shape[3], heads: q.shape[2], keyHeads: k.shape[2] };
+    known.set(layer, found);
+    return found;
+  }
   const turned = trace.header.schema.points.some((point) => point.short === "attn.ckpt_rot_q") ? "rot_" : "";
   return asked(app, `queries ${layer}`, "Asking for queries and keys", async (server, about) => {
     const [queries, keys] = await Promise.all(["q", "k"].map((letter) => server.values(`blocks.${layer}.attn.ckpt_${turned}${letter}`, about)));

@@ -127,7 +127,7 @@ export class Block {
     return this.value(this.index(...where));
   }
 
-  /** The values of the last axes as a Float32Array, at the leading indices that are given. */
+  /** The values of the last axes as a Float32Array, at the leading indices that are given. Not to be written to: it may be the trace itself. */
   slice(...where: number[]): Float32Array {
     const rest = this.shape.slice(where.length).reduce((a, b) => a * b, 1);
     const start = this.index(...where);
