@@ -9,7 +9,6 @@ buffers and attributes, and the parameters that something writes into.
 from __future__ import annotations
 
 import copy
-import types
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 from pellucid.numerics.dispatch import DispatchMode
 from pellucid.prove.calling import working_call
 from pellucid.prove.copies import (
-    CONTAINERS,
     UNCHANGING,
     Moved,
     copied,
@@ -211,37 +209,3 @@ def _reader_of(lent: nn.Module) -> _Reader | None:
         except Exception:  # whatever a foreign forward raises
             return None
     return reader
-
-
-MOST_NUMBERS = 1 << 20
-"""Of how many numbers a tensor that is no parameter is looked at, to see whether a run changes it."""
-
-_BY_IDENTITY = (nn.Module, types.FunctionType, types.BuiltinFunctionType, type, torch.dtype, torch.device)
-
-
-def snapshot(module: nn.Module) -> tuple[Any, ...] | None:
-    """All that a lent module keeps from one run to the next, to be compared with a later one; None if it is not known.
-
-    What is kept elsewhere, such as by a closure, is not in it.
-    """
-    try:
-        return (torch.get_rng_state().numpy().tobytes(), *(_values(vars(child)) for child in module.modules()))
-    except Exception:  # whatever reading a foreign attribute raises
-        return None
-
-
-def _values(held: Any) -> Any:
-    """What something holds, in numbers and identities; `ValueError` if it may hold more."""
-    if type(held) in UNCHANGING:
-        return held
-    if isinstance(held, dict) and type(held) in CONTAINERS and all(type(key) in UNCHANGING for key in held):
-        return type(held), tuple(held), tuple(map(_values, held.values()))
-    if isinstance(held, nn.Parameter):
-        return id(held), held._version
-    if isinstance(held, Tensor) and has_memory(held) and held.numel() <= MOST_NUMBERS:
-        return id(held), held.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-    if type(held) in (list, tuple, set):
-        return type(held), tuple(map(_values, held))
-    if isinstance(held, _BY_IDENTITY):
-        return held
-    raise ValueError(type(held))

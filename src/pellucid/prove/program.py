@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pellucid.numerics.products import is_batched
 from pellucid.prove.calling import TURNED, Call, calls, guesses, is_headless, read_answer, working_call
 from pellucid.prove.copies import eagerly, is_scripted, quietly, seed, undisturbed
-from pellucid.prove.lending import Loan, snapshot
+from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, ModuleSite
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import without_pads
@@ -160,26 +160,14 @@ class Program:
         evaluating: bool = True,
         number: int = 0,
     ) -> list[Tensor]:
-        """As `plain`, the logits of several runs, each on what the one before left in the program.
-
-        Where that is nothing, the same tensor of ids gives what it gave.
-        """
+        """As `plain`, the logits of several runs, each on what the one before left in the program."""
         loan = self.loan.doubled() if double else self.loan
         given = {child: child.training for child in loan.module.modules()} if not evaluating else {}
         with loan.taken(double=double) as module, undisturbed(module, double=double), torch.set_grad_enabled(gradients):
             for child, training in given.items():
                 child.training = training
             seed(number)
-            begin = snapshot(module) if len(batches) > 1 else None
-            steady, found, answers = begin is not None, dict[int, Tensor](), list[Tensor]()
-            for ids in batches:
-                if steady and id(ids) in found:
-                    answers.append(found[id(ids)])
-                    continue
-                answers.append(self._logits(self._output(module, ids), ids))
-                found |= {id(ids): answers[-1]} if steady else {}
-                steady = begin is not None and snapshot(module) == begin
-            return answers
+            return [self._logits(self._output(module, ids), ids) for ids in batches]
 
     def failure(self, ids: Tensor, error: Exception) -> str:
         """What a run raises, and in which module; `error` itself if a run with hooks raises nothing."""
