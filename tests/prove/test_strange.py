@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import pytest
@@ -183,19 +183,28 @@ class Slots:
     program: list[nn.Module]
 
 
-class Slotted(nn.Module):
-    """A program in an object without a `__dict__`."""
+@dataclass
+class Beside:
+    model: InitVar[Any]
 
-    def __init__(self, model: pl.CkptedTransformer) -> None:
+    def __post_init__(self, model: Any) -> None:
+        self.program = [model]
+
+
+class Slotted(nn.Module):
+    """A program in an object without a `__dict__`, or in one beside its fields."""
+
+    def __init__(self, model: pl.CkptedTransformer, *, beside: bool = False) -> None:
         super().__init__()
-        self.held = Slots([RIGHTS["course"](model)])
+        program = RIGHTS["course"](model)
+        self.held = Beside(program) if beside else Slots([program])
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.held.program[0](ids)
 
 
 def test_weights_that_torch_does_not_know_of(small: pl.CkptedTransformer) -> None:
-    for program in (Functional(small), Listed(small), Slotted(small)):
+    for program in (Functional(small), Listed(small), Slotted(small), Slotted(small, beside=True)):
         report = pl.compare(small, program, IDS)
         assert report.verdict == "equivalent", report
         assert "torch does not know" in " ".join(report.notes)

@@ -78,6 +78,7 @@ def _inside(value: Any, name: str, seen: set[int], deep: int) -> dict[str, Tenso
         items = vars(value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):  # which may have slots
         items = {field.name: attribute(value, field.name) for field in dataclasses.fields(value)}
+        items |= getattr(value, "__dict__", {})  # what it set beside its fields
     found: dict[str, Tensor] = {}
     for key, item in items.items():
         found |= _inside(item, f"{name}.{key}", seen, deep - 1)
