@@ -102,11 +102,13 @@ def _mended() -> pl.CkptedTransformer:
     return model
 
 
-def _meta(*, hooked: bool = False) -> pl.CkptedTransformer:
+def _meta(*, home: str = "") -> pl.CkptedTransformer:
     with torch.device("meta"):
         model = pl.CkptedTransformer(_config())
-    if hooked:
-        vars(model)["_hf_hook"] = object()  # as accelerate marks what it keeps elsewhere
+    if home:  # as accelerate marks what it keeps elsewhere
+        homes = {name: torch.device(home) for name, _ in model.named_parameters()}
+        moving = SimpleNamespace(offload=True, original_devices=homes)
+        vars(model)["_hf_hook"] = SimpleNamespace(hooks=(SimpleNamespace(offload=False), moving))
     return model
 
 
@@ -263,7 +265,9 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: pl.compare(h.model, Program(lazy=True, run=True))),
         Case(lambda h: pl.compare(h.model, _saved_and_read(h, "meta")), "map_location='cpu'",
              lambda h: pl.compare(h.model, _saved_and_read(h, "cpu"))),
-        Case(lambda h: pl.compare(h.model, _meta(hooked=True)), "accelerate.hooks.remove_hook_from_module",
+        Case(lambda h: pl.compare(h.model, _meta(home="cpu")), "accelerate.hooks.remove_hook_from_module",
+             lambda h: pl.compare(h.model, _filled(h.model.state_dict()))),
+        Case(lambda h: pl.compare(h.model, _meta(home="meta")), "open the model again without device_map",
              lambda h: pl.compare(h.model, _filled(h.model.state_dict()))),
         Case(lambda h: pl.compare(h.model, _meta()),
              "model.to_empty(device='cpu'), then model.load_state_dict(weights)",
