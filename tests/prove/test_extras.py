@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 import pellucid as pl
 import support
+from pellucid.prove.aligning import align
 from pellucid.prove.sides import recognised
+from pellucid.prove.units import units_of
 
 SMALL = {"vocab_size": 53, "n_positions": 32, "n_embd": 24, "n_layer": 1, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
@@ -238,9 +240,45 @@ def test_what_changes_no_score_is_said(small: pl.CkptedTransformer) -> None:
     report = pl.compare(small, turned, IDS)
     assert (report.verdict, report.first_divergence.cause) == ("different", words)
     assert "same logits: in float64" in " ".join(report.notes) or "nearly the same logits" in " ".join(report.notes)
+    noisy = course(small)
     with torch.no_grad():
         turned.blocks[0].attn.qkv_proj.weight[24:32].neg_()
-    assert "turned" not in str(pl.compare(small, turned, IDS).first_divergence)
+        noisy.blocks[0].attn.qkv_proj.weight[:24] *= 1 + 1e-6 * torch.randn(24, 24)
+    for wrong in (turned, noisy):
+        assert "turned" not in str(pl.compare(small, wrong, IDS).first_divergence)
+
+
+def test_both_tensors_of_a_tied_unit_are_told_of(small: pl.CkptedTransformer) -> None:
+    """What is known of one says nothing of the other."""
+    untied = pl.to_hf(small)
+    with torch.no_grad():
+        untied.lm_head.weight = nn.Parameter(1.25 * untied.transformer.wte.weight)
+        untied.transformer.wte.weight *= 1 + 0.1 * torch.randn_like(untied.transformer.wte.weight)
+    report = pl.compare(small, untied, IDS)
+    assert report.alignment.complete
+    assert "times the reference's values" not in str(report.first_divergence)
+
+
+def test_equal_values_here_and_there_make_no_version(small: pl.CkptedTransformer) -> None:
+    far = course(small)
+    with torch.no_grad():
+        for number, row in enumerate(far.pos_embedding.weight):
+            row += 10 * row.std() * torch.randn_like(row) * (number % 3 > 0)
+    alignment = pl.compare(small, far, IDS).alignment
+    assert alignment.unexplained == ("pos_embedding.weight",)
+
+
+def test_an_order_that_alone_is_near_is_taken() -> None:
+    """Queries and keys that are much alike, so that the usual order is not much farther off."""
+    drawn, alike = torch.Generator().manual_seed(0), support.glass(**SMALL)
+    with torch.no_grad():
+        queries = alike.blocks[0].attn.W_Q
+        alike.blocks[0].attn.W_K.copy_(queries + 0.485 * queries.std() * torch.randn(queries.shape, generator=drawn))
+        fused = course(alike).blocks[0].attn.qkv_proj.weight.detach()
+    fused = torch.cat([fused[24:48], fused[:24], fused[48:]])
+    noisy = fused + 0.45 * fused.std() * torch.randn(fused.shape, generator=drawn)
+    found = align(units_of(alike), {"qkv.weight": noisy}, alike.schema)
+    assert [match.group.units[0] for match in found.matches] == ["blocks.0.attn.W_K"]
 
 
 def test_ties_on_both_sides_are_said(small: pl.CkptedTransformer) -> None:

@@ -37,6 +37,9 @@ CLEARLY = 0.7
 NEAR = 0.5
 """Relative distance on the sample below which two tensors count as versions of one another."""
 
+Distance = tuple[float, float]  # what orders are chosen by, and what says whether two tensors are versions
+FAR: Distance = (math.inf, math.inf)
+
 
 def align(
     units: Mapping[str, Tensor],
@@ -162,36 +165,43 @@ class _Aligner:
             arranged, transform, distance = self._best(name, tensor, group)
             if transform is None:
                 continue
-            if distance < NEAR or (distance < 1.0 and self._is_scaled(tensor, arranged, transform)):
-                scored.append((distance, unlikeliness(group), number))
+            if distance[1] < NEAR or self._is_version(tensor, arranged, transform, distance):
+                scored.append((distance[0], unlikeliness(group), number))
         if scored:
             self._accept(name, tensor, self.groups[min(scored)[2]], ambiguous=False)
 
-    def _best(self, name: str, tensor: Tensor, group: Group) -> tuple[Group, GroupTransform | None, float]:
+    def _best(self, name: str, tensor: Tensor, group: Group) -> tuple[Group, GroupTransform | None, Distance]:
         """A group's parts in the order, and the transform, under which a tensor is closest to it; and how far it is.
 
         If several orders are about as close, as for biases of zeros and for parts that are far off, the parts stand as
-        in what is beside the tensor, else in the usual order.
+        in what is beside the tensor, else in the usual order; unless another order alone is near.
         """
         owner = name.rpartition(".")[0]
         beside = {
             tuple(map(partner, match.group.units)) for other, match in self.found.items()
             if other.rpartition(".")[0] == owner
         }  # fmt: skip
-        best: tuple[Group, GroupTransform | None, float] = (group, None, math.inf)
+        best: tuple[Group, GroupTransform | None, Distance] = (group, None, FAR)
+        nearest = best
         for arranged in sorted(_arrangements(group), key=lambda arranged: arranged.units not in beside):
             transform, distance = _best_transform(arranged, arranged.natural(self.units), tensor)
-            if distance < CLEARLY * best[2]:
+            if distance[0] < CLEARLY * best[2][0]:
                 best = arranged, transform, distance
-            if distance == 0.0:
+            if distance[1] < nearest[2][1]:
+                nearest = arranged, transform, distance
+            if distance[0] == 0.0:
                 break
-        return best
+        return nearest if nearest[2][1] < NEAR <= best[2][1] else best
 
-    def _is_scaled(self, tensor: Tensor, group: Group, transform: GroupTransform) -> bool:
-        """Whether each part of a tensor is a multiple of its unit, but for rounding."""
+    def _is_version(self, tensor: Tensor, group: Group, transform: GroupTransform, distance: Distance) -> bool:
+        """Whether a tensor that is far off has a part that is equal, no constant, or is made of multiples."""
+        if min(distance[0] / NEAR, distance[1]) >= 1.0:
+            return False
         natural = group.natural(self.units)
         ours, theirs = group.split(natural), group.split(transform.undo(tensor, group, natural.shape))
-        return all(
+        if len(ours) > 1 and any(torch.equal(part, theirs[unit]) and _varies(part) for unit, part in ours.items()):
+            return True
+        return distance[1] < 1.0 and all(
             float(
                 nn.functional.cosine_similarity(ours[unit].flatten().double(), theirs[unit].flatten().double(), dim=0)
             )
@@ -273,9 +283,13 @@ def _changes_nothing(unit: str, tensor: Tensor) -> bool:
     return (kind.startswith("b") and not bool(tensor.any())) or (kind == "w" and bool((tensor == 1).all()))
 
 
-def _best_transform(group: Group, natural: Tensor, tensor: Tensor) -> tuple[GroupTransform | None, float]:
+def _varies(tensor: Tensor) -> bool:
+    return bool((tensor != tensor.flatten()[0]).any())
+
+
+def _best_transform(group: Group, natural: Tensor, tensor: Tensor) -> tuple[GroupTransform | None, Distance]:
     """The transform under which a tensor is closest to a group on a sample, and the relative distance there."""
-    best: tuple[GroupTransform | None, float] = (None, float("inf"))
+    best: tuple[GroupTransform | None, Distance] = (None, FAR)
     where = _sample(natural.shape, group)
     expected = natural[where].double().nan_to_num()  # [H or 1, SAMPLE]
     for axes in orders(group, tensor.shape, natural.shape):
@@ -283,7 +297,7 @@ def _best_transform(group: Group, natural: Tensor, tensor: Tensor) -> tuple[Grou
         heads, distance = _match_heads(expected, given)
         if distance < best[1]:
             best = GroupTransform(axes, heads), distance
-        if distance == 0.0:
+        if distance[0] == 0.0:
             break
     return best
 
@@ -299,10 +313,10 @@ def _sample(shape: torch.Size, group: Group) -> tuple[Tensor, ...]:
     return tuple(head if axis == at else next(rest)[None, :] for axis in range(len(shape)))
 
 
-def _match_heads(expected: Tensor, given: Tensor) -> tuple[tuple[int, ...] | None, float]:
+def _match_heads(expected: Tensor, given: Tensor) -> tuple[tuple[int, ...] | None, Distance]:
     """Which expected head each given head is, None if they are in order; and the relative distance then."""
     if torch.equal(expected, given):
-        return None, 0.0
+        return None, (0.0, 0.0)
     in_order = _distance(expected, given)
     if len(expected) > 1:
         gaps = torch.cdist(given, expected, compute_mode="donot_use_mm_for_euclid_dist")
@@ -316,10 +330,11 @@ def _match_heads(expected: Tensor, given: Tensor) -> tuple[tuple[int, ...] | Non
     return None, in_order
 
 
-def _distance(expected: Tensor, given: Tensor) -> float:
-    """Relative distance, times a power of the share of unequal values: equal bits are no coincidence.
+def _distance(expected: Tensor, given: Tensor) -> Distance:
+    """Relative distance times the share of unequal values, since equal bits are no coincidence: first a power of it.
 
     By the power a part of a fused tensor that is equal outweighs others that are far off, such as the bias of k.
     """
-    equal = (expected == given) & (expected != 0)
-    return float((expected - given).norm()) / (float(expected.norm()) or 1.0) * (1 - float(equal.double().mean())) ** 8
+    unequal = 1 - float(((expected == given) & (expected != 0)).double().mean())
+    far = float((expected - given).norm()) / (float(expected.norm()) or 1.0)
+    return far * unequal**8, far * unequal

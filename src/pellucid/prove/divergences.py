@@ -21,7 +21,7 @@ from pellucid.prove.causes import Cause
 from pellucid.prove.points import LOGITS, ckpt_of, in_order
 from pellucid.prove.report import Divergence, describe_difference
 from pellucid.prove.runs import Runs
-from pellucid.prove.units import HEAD, HEADS, N_CTX, kind_of, same_products
+from pellucid.prove.units import HEAD, HEADS, N_CTX, SCORING, are_turned_alike, kind_of
 from pellucid.schema import POSITIONS, Schema, in_another_order
 
 HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -84,7 +84,8 @@ def _is_rounded(whole: Tensor, rounded: Tensor, dtype: torch.dtype) -> bool:
 
 def relations(sides: Sides) -> str | None:
     """What each parameter that differs is of the reference's: in another order, a multiple, turned; else None."""
-    changed: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
+    ways: list[tuple[str, str | None]] = []  # a tied unit may stand for two tensors
+    scoring: dict[str, Tensor] = {}
     for match in sides.alignment.matches:
         if match.comparison.bit_equal:
             continue
@@ -92,14 +93,19 @@ def relations(sides: Sides) -> str | None:
             return None
         undone = match.transform.undo(sides.others[match.name].detach(), match.group, match.comparison.shape)
         for unit, theirs in match.group.split(undone).items():
-            if theirs.dtype != sides.units[unit].dtype or not torch.equal(theirs, sides.units[unit]):
-                changed[unit] = theirs, match.group.inner
-    turned = _turned(sides, {unit: theirs for unit, (theirs, _) in changed.items()})
+            ours, axes = sides.units[unit], match.group.inner
+            if theirs.dtype == ours.dtype and torch.equal(theirs, ours):
+                continue
+            words = _order(ours, theirs, axes) or _multiple(ours, theirs) or _of_heads(ours, theirs, axes)
+            if _placed(unit)[1] in SCORING:
+                scoring[unit] = theirs
+            elif words is None:
+                return None
+            ways.append((unit, words))
+    turned = _turned(sides, scoring) if any(words is None for _, words in ways) else {}
     found: dict[str, dict[str, list[str]]] = {}
-    for unit, (theirs, axes) in changed.items():
-        ours = sides.units[unit]
-        ways = (_order(ours, theirs, axes), _multiple(ours, theirs), _of_heads(ours, theirs, axes), turned.get(unit))
-        words = next((way for way in ways if way is not None), None)
+    for unit, known in ways:
+        words = known or turned.get(unit)
         if words is None:
             return None
         block, name = _placed(unit)
@@ -183,7 +189,7 @@ def _turned(sides: Sides, changed: Mapping[str, Tensor]) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     for place in (unit.removesuffix(".W_Q") for unit in changed if unit.endswith(".W_Q")):
-        if same_products(place, sides.units, {**sides.units, **changed}):
+        if are_turned_alike(place, sides.units, changed):
             units = [f"{place}.{kind}_{letter}" for letter in "QK" for kind in "Wb"]
             found |= dict.fromkeys(units, "turned alike in each head, so that no q · k changes")
     return found

@@ -267,11 +267,26 @@ def is_in_another_block(unit: str, units: Mapping[str, Tensor], missing: Collect
     return any(torch.equal(units[unit], units[name]) for name in there)
 
 
+SCORING = ("W_Q", "W_K", "b_Q", "b_K")
+"""Kinds of units that q · k is computed with."""
+
 ALIKE = 1e-5
 """Relative distance of products of matrices up to which rounding their entries to float32 explains it."""
 
+TURNED = 1e-3
+"""Relative distance of a matrix from another above which it is turned, and not rounded."""
 
-def same_products(place: str, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+
+def are_turned_alike(place: str, units: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> bool:
+    """Whether both W_Q and W_K of an attention are others, by more than rounding, and no q · k is."""
+    for unit in (f"{place}.W_Q", f"{place}.W_K"):
+        a, b = (of[unit].detach().cpu().double() if unit in of else None for of in (units, changed))
+        if a is None or b is None or float((b - a).norm()) <= TURNED * float(a.norm()):
+            return False
+    return _same_products(place, units, {**units, **changed})
+
+
+def _same_products(place: str, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
     """Whether two attentions have the same W_Q W_K^T in each head, b_Q and b_K as one more row, but for rounding.
 
     Inner products of such matrices [D + 1, D + 1] are sums over matrices [K, K], which are small.
