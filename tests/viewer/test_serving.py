@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import webbrowser
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -669,6 +670,15 @@ def test_the_served_page_works_in_a_browser(server: serving.Server, opened: Open
     assert watched.page.locator(".token").count() == 2
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Control-C interrupts this process and those that it starts, though a shell's background job ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_command_line_says_where_and_stops_clean() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "pellucid", "serve", "--no-open", "--port", "0", "--text", "Once upon"],
@@ -688,6 +698,17 @@ def test_the_command_line_says_where_and_stops_clean() -> None:
     rest, said = process.communicate(timeout=30)
     assert (process.returncode, rest) == (130, "")
     assert "Traceback" not in said
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_server_whose_wait_was_interrupted_stops_before_the_call_returns(model: pl.CkptedTransformer) -> None:
+    server = pl.serve(model, TEXT, port=0)
+    threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        server.wait()
+    server.stop()
+    with pytest.raises(ConnectionRefusedError):
+        Client(server.port).ask("GET", "/")
 
 
 def test_a_browser_is_opened_unless_it_is_told_not_to(

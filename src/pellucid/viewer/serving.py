@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Any
 
 from pellucid.check import require_whole
@@ -76,8 +76,9 @@ class Server:
             timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
+        self._ended = threading.Event()
         run = self._server.serve(sockets=sockets)
-        self._thread = threading.Thread(target=lambda: asyncio.run(run), name="pellucid serve", daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(run,), name="pellucid serve", daemon=True)
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             time.sleep(0.01)
@@ -85,15 +86,24 @@ class Server:
     def __repr__(self) -> str:
         return f"Server at {self.url}" + ("" if self._thread.is_alive() else ", stopped")
 
+    def _serve(self, run: Coroutine[Any, Any, None]) -> None:
+        try:
+            asyncio.run(run)
+        finally:
+            self._ended.set()
+
     def wait(self) -> None:
         """Return once the server has stopped."""
-        while self._thread.is_alive():
-            self._thread.join(0.2)  # a join without end would not see Control-C on every system
+        # Python 3.11 takes a thread for ended whose join was interrupted, and `stop` would not wait for it. Without an
+        # end, Control-C is not seen on every system.
+        while not self._ended.wait(0.2):
+            pass
 
     def stop(self) -> None:
         """Stop, and return once the port is free."""
         self._tabs.cancel()  # else a stream would be cut off in the middle, with a traceback
         self._server.should_exit = True
+        self._ended.wait()
         self._thread.join()
 
 
