@@ -26,7 +26,7 @@ Site = tuple[str, str]
 
 NO_VERB = {
     "needs an edit, a cache, a start or a tap, which no verb has":
-        "cache-misfit cache-rows edit-kind edit-misfit edit-needs-the-text no-such-axis patch-of-a-part "
+        "cache-rows edit-kind edit-misfit edit-needs-the-text no-such-axis patch-of-a-part "
         "index-out-of-range patch-of-another-length start-at tap-kind",
     "indexes what was captured, or asks for a parameter":
         "layer-name meta-device not-captured not-of-every-block unknown-parameter",
