@@ -187,7 +187,14 @@ def from_vocabulary(vocab: str | Path, merges: str | Path, *, space: bool = Fals
         if not isinstance(ids, dict):
             raise ValueError(f"a JSON {type(ids).__name__}, expected an object of pieces and their ids")
         _require_ids(vocab, ids.values())
-        backend = tokenizers.Tokenizer(tokenizers.models.BPE(ids, pairs))
+        return _as_gpt2(tokenizers.Tokenizer(tokenizers.models.BPE()), ids, pairs, space=space)
+
+
+def _as_gpt2(
+    backend: tokenizers.Tokenizer, vocabulary: dict[str, int], pairs: list[tuple[str, str]], *, space: bool
+) -> tokenizers.Tokenizer:
+    """The tokenizer with this vocabulary and these merges, cutting texts and joining pieces as GPT-2's does."""
+    backend.model = tokenizers.models.BPE(vocabulary, pairs)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=space)
     backend.decoder = tokenizers.decoders.ByteLevel()
     return backend
@@ -255,14 +262,10 @@ def _rebuilt(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any])
     vocabulary, merges, added = stored["model"]["vocab"], stored["model"]["merges"], stored.get("added_tokens") or []
     _require_ids(path, vocabulary.values())
     pairs = [_pair(merge) if isinstance(merge, str) else tuple(merge) for merge in merges if merge[:8] != _VERSION]
-    bytewise = {
-        "type": "ByteLevel", "add_prefix_space": bool(settings.get("add_prefix_space")), "trim_offsets": True,
-        "use_regex": True,
-    }  # fmt: skip
-    around = {"normalizer": None, "pre_tokenizer": bytewise, "decoder": bytewise, "added_tokens": []}
+    around = dict.fromkeys(("normalizer", "pre_tokenizer", "decoder"))
     empty = {"type": "BPE", "vocab": {}, "merges": []}
-    backend = tokenizers.Tokenizer.from_str(json.dumps({**stored, **around, "model": empty}))
-    backend.model = tokenizers.models.BPE(vocabulary, pairs)
+    backend = tokenizers.Tokenizer.from_str(json.dumps({**stored, **around, "added_tokens": [], "model": empty}))
+    _as_gpt2(backend, vocabulary, pairs, space=bool(settings.get("add_prefix_space")))
     if "added_tokens_decoder" not in settings:
         backend.add_tokens([_token(token, ()) for token in sorted(added, key=lambda token: token["id"])])
     return backend
