@@ -167,8 +167,9 @@ def _build(
     if generation is not None or GenerationSettings.of_config(imported.config).sampling:
         provenance["generation"] = (generation or GenerationSettings.of_config(imported.config)).summary()
     tokenizer = read_tokenizer(stored.path.parent) if read_tokenizer is not None else None
-    give_back()  # what the tokenizer was read through, which is as large as some models
-    if read_tokenizer is not None and tokenizer is None and (other := tokenizer_files.not_read(stored.path.parent)):
+    if tokenizer is not None:
+        give_back()  # what it was read through, which is as large as some models
+    elif read_tokenizer is not None and (other := tokenizer_files.not_read(stored.path.parent)):
         provenance["tokenizer"] = other
     model = cls(
         imported.config,
