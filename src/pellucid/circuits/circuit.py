@@ -116,10 +116,6 @@ def _order(part: str) -> float:
     return 2.0 * int(found["block"]) + (found["head"] is None)
 
 
-Node = str | tuple[int, int]
-"""The name of a part, "blocks.5.attn[3]", "blocks.5.mlp" or "embeddings"; a head also as (5, 3)."""
-
-
 class Circuit:
     """Nodes or edges of a model.
 
