@@ -302,6 +302,15 @@ def _to_be_passed(function: Any, word: str) -> set[str]:
     return {*re.findall(r"Pass (\w+)=", caught.value.remedy)}
 
 
+def test_a_word_that_others_have_is_no_slip_of_the_pen() -> None:
+    """If a call takes nothing of the kind, what it takes is said, not what is spelled alike."""
+    for function in (pl.CkptedTransformer.generate, pl.CkptedTransformer.tokenize, pl.CkptedTransformer.loss):
+        for word in ("head", "head_index", "position", "neuron"):
+            with pytest.raises(pl.UnknownArgumentError, match=word) as caught:
+                function(None, **{word: 3})
+            assert caught.value.remedy.startswith("It takes inputs")
+
+
 def test_a_method_of_any_public_class_is_told_the_right_argument() -> None:
     """Whatever object it is called on: its arguments are looked at first, and it is told of none that it lacks."""
     seen = 0

@@ -206,16 +206,13 @@ HEADS: Mapping[str, str] = {
 def refuse_unknown(verb: str, given: Iterable[str], known: Iterable[str], elsewhere: Mapping[str, str]) -> None:
     """Refuse arguments that a call, such as "loss", does not take; `elsewhere` has others' words -> what to do."""
     known = list(known)
-    elsewhere = {word: said for word in elsewhere if (said := _said_of_a_word(word, elsewhere[word], known))}
+    words = {word: _said_of_a_word(word, said, known) or _taken(known) for word, said in elsewhere.items()}
     for name in given:
         if name not in known:
             raise UnknownArgumentError(
                 f"{verb}: {name}= is not one of its arguments.",
                 code="unknown-argument",
-                remedy=elsewhere.get(name)
-                or nearest(name, known)
-                or _for_a_near_word(name, elsewhere)
-                or _taken(known),
+                remedy=words.get(name) or nearest(name, known) or _for_a_near_word(name, words) or _taken(known),
             )
 
 
