@@ -244,6 +244,7 @@ def test_texts_are_on_their_own_scale_or_refused() -> None:
     for other in (
         *(swept.assign_coords(batch=labels) for labels in (["Mary", "John"], [10, 11], [0.0, 1.0], [-1, 0])),
         swept.isel(batch=[0, 1, 0, 1]), swept.drop_vars("batch").isel(batch=[1, 1, 0]),
+        xarray.concat([swept, swept], "batch").stack(cell=("layer", "batch")),
         swept.drop_vars("batch").isel(batch=[1]), swept.assign_attrs(clean_by_text=[2.0], corrupted_by_text=[0.0]),
     ):  # fmt: skip
         with pytest.raises(pl.InputError, match="no labels of a sweep of") as caught:

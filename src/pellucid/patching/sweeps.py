@@ -266,8 +266,9 @@ def _are_places(texts: xarray.DataArray, count: int, *, labelled: bool) -> bool:
     labels = texts.values
     if labels.dtype.kind not in "iu" or bool(((labels < 0) | (labels >= count)).any()):
         return False
-    stacked = texts.dims != (_BATCH,)  # each label stands for several entries
-    return stacked or (len(np.unique(labels)) == labels.size and (labelled or labels.size == count))
+    if texts.dims != (_BATCH,):  # stacked: each label stands for several entries, each of which is there once
+        return all(index.is_unique for index in texts.indexes.values())
+    return len(np.unique(labels)) == labels.size and (labelled or labels.size == count)
 
 
 def _no_sweep(what: str) -> InputError:
