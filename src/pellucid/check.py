@@ -137,9 +137,9 @@ def require_whole(
     return found
 
 
-def require_seed(name: str, value: object) -> int:
+def require_seed(name: str, value: object, *, code: str = "not-a-whole-number") -> int:
     """Return a seed as Python's own number, or raise; torch takes any of 64 bits, with or without a sign."""
-    return require_whole(name, value, at_least=-(2**63), at_most=2**64 - 1)
+    return require_whole(name, value, at_least=-(2**63), at_most=2**64 - 1, code=code)
 
 
 def require_one_of(

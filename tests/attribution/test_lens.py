@@ -177,9 +177,11 @@ def same(a: pl.lens.TunedLens, b: pl.lens.TunedLens) -> bool:
 
 def test_one_seed_gives_one_lens() -> None:
     model = small()
-    one, again, other = (FIT(model, TEXTS, seed=seed, epochs=3, **SETTINGS) for seed in (0, 0, 1))
+    one, again, other = (FIT(model, TEXTS, seed=seed, epochs=3, **SETTINGS) for seed in (-1, -1, 1))
     assert same(one, again)
     assert not torch.equal(one.matrices, other.matrices)
+    with pytest.raises(pl.InputError, match="seed=18446744073709551616"):
+        FIT(model, TEXTS, seed=2**64, **SETTINGS)
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:

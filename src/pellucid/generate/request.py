@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from pellucid.check import as_flag, as_number, as_whole, require_one_of, require_whole
+from pellucid.check import as_flag, as_number, as_whole, require_one_of, require_seed, require_whole
 from pellucid.errors import InputError, shown
 from pellucid.family.network import Network
 from pellucid.generate.beams import MOST, Beams
@@ -136,13 +136,7 @@ def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
             code="seed",
             remedy="Leave it out to draw from torch's own generator.",
         )
-    if not -(2**63) <= number < 2**64:
-        raise InputError(
-            f"generate: seed={shown(number)}, expected a number of 64 bits.",
-            code="seed",
-            remedy="Give a smaller number.",
-        )
-    return torch.Generator(device).manual_seed(number)
+    return torch.Generator(device).manual_seed(require_seed("generate: seed", number, code="seed"))
 
 
 ELSEWHERE = {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.check import as_number, path_of, require_whole
+from pellucid.check import as_number, path_of, require_seed, require_whole
 from pellucid.corpus.sink import Progress
 from pellucid.errors import InputError, shown
 from pellucid.family.network import Network
@@ -217,7 +217,7 @@ class _Plan:
             read.add(text)
         settings = {
             "weights": weights_fingerprint(model), "texts": read.digest, "epochs": epochs, "batch_size": size,
-            "seed": require_whole(f"{by}: seed", seed), "learning_rate": rate,
+            "seed": require_seed(f"{by}: seed", seed), "learning_rate": rate,
         }  # fmt: skip
         return cls(settings, len(texts), epochs * -(-len(texts) // size))
 
