@@ -170,6 +170,11 @@ def test_room_is_taken_for_all_that_is_watched(monkeypatch: pytest.MonkeyPatch) 
         told = asked.setdefault(rules, set())
         monkeypatch.setattr(gradients, "require_room", lambda *given, told=told: told.update(given[3]) or 10**9)
         _call(exact(), rules=rules)
+    edges: Any = importlib.import_module("pellucid.attribution.edges")
+    monkeypatch.setattr(edges, "require_room", lambda *given: asked.setdefault("edges", set()).update(given[3]))
+    _, kept = edges._run(exact(), exact().tokenize(two()[0]), ("ckpt_embed", *edges.written_in(exact().schema)))
+    pl.attribution.edges(exact(), *two(), metric=METRIC)
+    assert asked["edges"] == {*kept}
     assert asked["plain"] == {f"blocks.{layer}.attn.ckpt_q" for layer in range(3)}
     assert asked["atp"] == {f"blocks.{layer}.attn.ckpt_{one}" for layer in range(3) for one in ("q", "k", "pattern")}
 

@@ -20,7 +20,6 @@ from pellucid.circuits.ablations import EMBEDDED, KINDS, Ablations, Choices, wri
 from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, Edge, Graph
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
-from pellucid.names.calls import named_arguments
 from pellucid.patching.measured_runs import Direction, Texts, require_room
 from pellucid.patching.paths import MLP_OUT, Z
 from pellucid.run.activations import ActivationCkpts
@@ -37,7 +36,6 @@ HEARD = ("attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v")
 ATTN_NORM, MLP_NORM = "ln1.ckpt_normalized", "ln2.ckpt_normalized"
 
 
-@named_arguments()
 @told("edges: interrupted, nothing was measured")
 def edges(
     model: CkptedTransformer,
@@ -89,7 +87,8 @@ def edges(
     pair, schema = Texts.of(model, clean, corrupted, direction, None), model.schema
     pair.require_equal_lengths("edges", "Give texts of equal length; pl.attribution.gradient takes align= for others.")
     kept = ("ckpt_embed", *written_in(schema))
-    require_room(model, pair.base, pair.source, kept, metric, None)
+    streams, inner = _streams_and_inner(schema)
+    require_room(model, pair.base, pair.source, list(dict.fromkeys((*kept, *streams, *inner))), metric, None)
     theirs, source = model.run_with_ckpts(pair.source, names=kept)
     logits, own = _run(model, pair.base, kept)
     assert theirs is not None, "the run was not stopped"

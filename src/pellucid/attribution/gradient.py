@@ -19,7 +19,6 @@ from pellucid.check import require_one_of, require_seed, require_whole
 from pellucid.errors import InputError, NumericsError
 from pellucid.metrics import Metric, measured
 from pellucid.names.aliases import Names
-from pellucid.names.calls import named_arguments
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.measured_runs import Direction, Measured, Texts, patches, require_room, results
 from pellucid.patching.reruns import Base, Rerun
@@ -40,7 +39,6 @@ Rules = Literal["plain", "atp", "relp"]
 QUERY, KEY = "attn.ckpt_q", "attn.ckpt_k"
 
 
-@named_arguments()
 @told("gradient: interrupted, nothing was measured")
 def gradient(
     model: CkptedTransformer,
