@@ -690,7 +690,7 @@ PANICS: dict[str, dict[str, Any]] = {
             "normalizer": {"type": "Replace", "pattern": {"Regex": pattern}, "content": "a"},
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
         }
-        for pattern in ("b*", "^", "▁*", '"*', "\t*", r"\d*")
+        for pattern in ("b*", "^", "▁*", '"*', "\t*", r"\d*", "(?=a)", r"\b", "(?=a|b)b*")
     },
 }
 """What a `tokenizer.json` holds that makes the library panic, as it reads it or as it encodes a text."""

@@ -103,6 +103,8 @@ _OTHERS = {
     "vocab.json": "a vocabulary without its merges.txt",
 }
 _VERSION = "#version"  # how a line begins that stands before merges, and that the library passes over
+_BEGINNINGS = (*map(chr, range(32, 127)), "ä", "▁", "Ġ", "\uffff")
+"""What texts begin with, for patterns that look at it."""
 MOST_IDS = 10_000_000
 """Forty times the largest vocabulary that was published."""
 
@@ -135,8 +137,9 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | N
 
 
 def _matches_nothing(pattern: str) -> bool:
-    """Whether a regular expression of the library matches no characters before a text, whatever it begins with."""
-    return tokenizers.normalizers.Replace(tokenizers.Regex(pattern), "x").normalize_str("\uffff").startswith("x\uffff")
+    """Whether a regular expression of the library matches no characters before a text, by what texts begin with."""
+    replace = tokenizers.normalizers.Replace(tokenizers.Regex(pattern), "\ue000").normalize_str
+    return any(replace(first).startswith(f"\ue000{first}") for first in _BEGINNINGS)
 
 
 def _require_sound(stored: Any) -> None:
