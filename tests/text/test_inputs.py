@@ -345,5 +345,5 @@ def test_what_a_tokenizer_returns_unpadded_is_padded_here(tiny: pl.CkptedTransfo
 
 def test_positions_of_a_batch_made_by_hand_are_whole_numbers_of_any_kind(tiny: pl.CkptedTransformer):
     batch = tiny.tokenize([[1, 2], [3]])
-    for dtype in (torch.uint8, torch.int32):
+    for dtype in (torch.uint8, torch.int32, torch.uint16):
         assert torch.equal(tiny(pl.Batch(batch.ids, batch.mask, batch.positions.to(dtype))), tiny(batch))

@@ -25,9 +25,6 @@ from pellucid.text.borrowed import Tokenizes, complete, no_tokenizer
 from pellucid.text.ids import Table
 from pellucid.text.tokenizer import Tokenizer
 
-_NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32)
-"""Whole numbers that positions of a batch made by hand may be."""
-
 
 @dataclass(frozen=True)
 class Batcher:
@@ -65,7 +62,8 @@ class Batcher:
                 raise _mask_without_ids("a Batch, which has its own")
             if inputs.checked is not self.config and inputs.checked != self.config:
                 _require_batch(inputs)
-                if inputs.positions.dtype in _NARROW:
+                kind = inputs.positions.dtype
+                if not (kind.is_floating_point or kind.is_complex or kind == torch.bool):
                     inputs = replace(inputs, positions=inputs.positions.long())
                 self._check(inputs.ids, inputs.positions)
             return inputs.to(self.device)
