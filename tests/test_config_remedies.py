@@ -149,8 +149,12 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: CONFIG.from_dict(support.reference().config.to_dict())),
         Case(lambda h: _config(scale_attn_weights="yes"), "scale_attn_weights as ",
              lambda h: _config(scale_attn_weights=True)),
-        Case(lambda h: CONFIG.from_pretrained(h.written, ignore_config=3), "ignore_config=['auto_map']",
-             lambda h: CONFIG.from_dict({**FIELDS, "auto_map": {}}, ignore=["auto_map"])),
+        *(
+            Case(lambda h, given=given: CONFIG.from_pretrained(h.written, ignore_config=given),
+                 "ignore_config=['auto_map']",
+                 lambda h: CONFIG.from_dict({**FIELDS, "auto_map": {}}, ignore=["auto_map"]))
+            for given in (3, torch.tensor(True), {"auto_map": 1})
+        ),
         Case(lambda h: pl.load(h.written, hub="main"), "hub=pl.HubOptions(revision='main')",
              lambda h: pl.load(h.written, hub=pl.HubOptions(revision="main"))),
         Case(lambda h: pl.load(config=[1]), "config=pl.TransformerConfig(...)",

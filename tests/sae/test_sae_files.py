@@ -65,7 +65,8 @@ NEW = {
 
 
 def test_configurations_of_old_versions(tmp_path: Path) -> None:
-    sae = pl.sae.load(saelens(tmp_path, OLD), centred=True)
+    sae = pl.sae.load(saelens(tmp_path, OLD), centred=torch.tensor(True))
+    assert sae.config.centred is True
     assert (sae.config.at, sae.config.activation, sae.config.centred) == ("blocks.1.hook_resid_pre", "relu", True)
     assert sae.config.about["model_name"] == "gpt2-small"
     assert torch.equal(sae.encode(X), make(sae.config.at, WIDTH, centred=True).encode(X))

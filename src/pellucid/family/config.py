@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pellucid.check import as_flag, as_number, as_whole
+from pellucid.check import as_flag, as_number, as_whole, is_several
 from pellucid.errors import ConfigError, shown
 from pellucid.schema import Schema
 
@@ -89,7 +89,7 @@ def as_names(given: object) -> tuple[str, ...]:
     """The names of fields to ignore: none, one alone, or several."""
     if given is None or isinstance(given, str):
         return () if given is None else (given,)
-    if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
+    if not is_several(given) or isinstance(given, Mapping):
         raise ConfigError(
             f"config: {shown(given)} given as the fields to ignore, expected their names.",
             code="config-wrong-type",

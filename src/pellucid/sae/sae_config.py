@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pellucid.check import require_whole
+from pellucid.check import as_flag, require_whole
 from pellucid.errors import ConfigError, InputError, NumericsError, WeightsError, shown
 from pellucid.family import families
 from pellucid.schema import Axis
@@ -65,8 +65,9 @@ class SaeConfig:
             if not isinstance(given := getattr(self, name), str) or given not in get_args(kinds):
                 raise _impossible(f"{name}={shown(given)}, expected {' or '.join(get_args(kinds))}")
         for name in ("centred", "subtract_b_dec", "rescaled"):
-            if not isinstance(getattr(self, name), bool):
+            if (flag := as_flag(getattr(self, name))) is None:
                 raise _impossible(f"{name}={shown(getattr(self, name))}, expected True or False")
+            object.__setattr__(self, name, flag)
         if not isinstance(self.at, str) or not self.at:
             raise _impossible(f"at={shown(self.at)}, expected the name of a checkpoint")
         kind, block = families.kind_and_block(self.at)
