@@ -70,7 +70,7 @@ class Streamed(Sequence[Any]):
 
     def __repr__(self) -> str:
         specs = "".join(f"\n  {s.spec}" for s in self.statistics)
-        return f"Streamed: {len(self)} statistic{'s' * (len(self) != 1)} of {counted(self.texts, 'text')}{specs}"
+        return f"Streamed: {counted(len(self), 'statistic')} of {counted(self.texts, 'text')}{specs}"
 
 
 def stream(

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.segment import Segment
 from rich.text import Text
 
+from pellucid.check import path_of
 from pellucid.cli.shared.widths import shown_in
 from pellucid.errors import NotFoundError, PellucidError, WeightsError, printable
 from pellucid.html.listing import finite
@@ -86,7 +87,7 @@ def require_writable(outputs: Mapping[str, Path | None]) -> None:
     for option, given in outputs.items():
         if given is None:
             continue
-        path = _expanded(given)
+        path = path_of(given)
         problem = _problem(path)
         same = taken.setdefault(path.absolute(), option)
         if same != option and problem is None:
@@ -103,16 +104,11 @@ def require_writable(outputs: Mapping[str, Path | None]) -> None:
 def note_a_missing_folder(path: Path) -> None:
     """Say of what will be written which folder is made for it."""
     try:
-        _expanded(path).absolute().parent.stat()
+        path_of(path).absolute().parent.stat()
     except FileNotFoundError:
         tell(Text(f"note: the folder {path.parent} is not there, and will be made"))
     except (OSError, ValueError):  # such as a name that is too long: what cannot be made is refused by its writer
         return
-
-
-def _expanded(path: Path) -> Path:
-    """With `~` as the user's own folder, as whatever writes there reads it: shells leave it after `--out=`."""
-    return Path(os.path.expanduser(path))
 
 
 def _problem(path: Path) -> str | None:
