@@ -257,3 +257,18 @@ def test_a_seed_is_looked_at_before_anything_runs(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(type(model), "forward", lambda *given, **more: pytest.fail("it ran"))
     with pytest.raises(pl.InputError, match=r"^ablate: seed='one'"):
         pl.patching.ablate(model, [[1, 2]], "resid_mid", over=(), how="zero", metric=METRIC, seed="one")
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_estimates_by_gradients_are_normalized_as_the_sweeps_that_they_estimate(direction: str) -> None:
+    """They are what a change adds to the metric, where a sweep has the metric itself."""
+    found = pl.attribution.gradient(
+        support.glass(), [[1, 2, 3], [4, 5, 6]], [[1, 2, 7], [4, 5, 9]], "resid_post", over=("layer",), metric=METRIC,
+        direction=direction, per_text=True,
+    )  # fmt: skip
+    clean, corrupted = (np.asarray(found.attrs[f"{side}_by_text"]) for side in ("clean", "corrupted"))
+    unchanged = 1.0 if direction == "noise" else 0.0
+    shares = pl.patching.normalized(found)
+    np.testing.assert_allclose(shares.values, unchanged + found.values / (clean - corrupted), rtol=1e-9, atol=1e-12)
+    sizes = found.values.mean(-1) / found.values.std(-1, ddof=1)
+    np.testing.assert_allclose(pl.patching.effect_sizes(found).values, sizes, rtol=1e-6)

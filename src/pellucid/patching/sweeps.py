@@ -193,7 +193,7 @@ def normalized(swept: xarray.DataArray) -> xarray.DataArray:
             code="nothing-to-normalize",
             remedy="Choose a metric or texts in which the two runs differ.",
         )
-    values = ((swept - nothing) / span).transpose(*swept.dims).values
+    values = ((_metric(swept, by) - nothing) / span).transpose(*swept.dims).values
     unchanged = float("how" in swept.attrs or swept.attrs.get("direction") == "noise")
     return swept.copy(data=values).assign_attrs(units=f"share of {sides[0]} - {sides[1]}", unchanged=unchanged)
 
@@ -218,18 +218,27 @@ def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
         >>> pl.patching.effect_sizes(ablated).sizes
         Frozen({'layer': 4})
     """
-    attrs, side = _attrs(swept, "effect_sizes"), "plain"
+    attrs = _attrs(swept, "effect_sizes")
     if _BATCH not in swept.dims or swept.sizes[_BATCH] < 2:
         raise InputError(
             "effect_sizes: an array of two texts or more is needed.",
             code="no-texts",
             remedy="Sweep several texts with per_text=True.",
         )
-    if "direction" in attrs:
-        side = "corrupted" if attrs["direction"] == "denoise" else "clean"
-    effects = swept - _plain(swept, side, "effect_sizes")
+    side = _base(attrs)
+    effects = _metric(swept, "effect_sizes") - _plain(swept, side, "effect_sizes")
     sizes = effects.mean(_BATCH) / effects.std(_BATCH, ddof=1)
     return sizes.rename(swept.name).assign_attrs(attrs, units="standard deviations", unchanged=0.0)
+
+
+def _base(attrs: Mapping[Any, Any]) -> str:
+    """The plain run that is changed."""
+    return {"denoise": "corrupted", "noise": "clean"}.get(str(attrs.get("direction")), "plain")
+
+
+def _metric(swept: xarray.DataArray, by: str) -> xarray.DataArray:
+    """The metric after each change; an estimate by gradients, which takes steps, is what the change adds to it."""
+    return swept + _plain(swept, _base(swept.attrs), by) if "steps" in swept.attrs else swept
 
 
 def _attrs(swept: xarray.DataArray, by: str) -> Mapping[Any, Any]:
