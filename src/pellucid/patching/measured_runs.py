@@ -119,7 +119,8 @@ def require_room(
         raise InputError(
             f"{kept:,} bytes are kept and one run needs {single:,}, but {limit:,} may be taken.",
             code="sweep-memory",
-            remedy="Give fewer or shorter texts at once, or fewer checkpoints, such as those of one block.",
+            remedy="Give fewer or shorter texts at once, or fewer checkpoints, such as those of one block"
+            + (", or a larger max_bytes=." if max_bytes is not None else "."),
         )
     return min(BYTES, limit - kept)
 
