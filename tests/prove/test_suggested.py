@@ -55,6 +55,8 @@ ATTENTIONS: dict[str, tuple[dict[str, Any], tuple[int, ...] | None]] = {
     "z of head 2 multiplied by 0.3, in block 1 only (": ({"z": lambda z: z * THIRD}, (1,)),
     "scores of head 2 multiplied by 0.3 (": ({"scores": lambda s: s * THIRD}, None),
     "scores are 0.7 times what they should be (": ({"scores": lambda s: s * 0.7}, None),
+    "scores are 1.0328 times what they should be, in block 1 only (": ({"scores": lambda s: s * 8 / 60**0.5}, (1,)),
+    "z is 0.957427 times what it should be, in block 1 only (": ({"z": lambda z: z * (11 / 12) ** 0.5}, (1,)),
     "masked scores set to -12 (": ({"fill": -12.0}, None),
     "masked scores set to -7.3, in block 2 only (": ({"fill": -7.3}, (2,)),
     "heads of v split as (d_head, head) (": ({"v": interleaved}, None),
@@ -62,6 +64,7 @@ ATTENTIONS: dict[str, tuple[dict[str, Any], tuple[int, ...] | None]] = {
 
 
 TRIED = ("z of head 2 multiplied by 0.3, in block 1 only (", "scores of head 2 multiplied by 0.3 (",
+         "scores are 1.0328 times what they should be, in block 1 only (",
          "masked scores set to -12 (", "heads of v split as (d_head, head) (")  # fmt: skip
 """One for each part of attention."""
 

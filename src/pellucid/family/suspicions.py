@@ -99,7 +99,7 @@ def _scaled_heads(seen: Seen) -> Iterator[Suspicion]:
     factors = (given * right).sum((0, 1, 3)) / size.where(size > 0, 1.0)
     changed = ((factors - 1).abs() > BEYOND_ROUNDING).nonzero().flatten().tolist()
     if changed:
-        words = f"z of {_each(changed, factors)}"
+        words = _said("z is {} times what it should be", "z of {}", changed, factors)
         yield Suspicion(words, heads=torch.tensor([_plain(f) for f in factors.tolist()])[:, None])
         yield Suspicion(words, heads=factors[:, None])
 
@@ -159,8 +159,7 @@ def _scaled_scores(seen: Seen) -> Iterator[Suspicion]:
         return
     changed = ((factors - 1).abs() > BEYOND_ROUNDING).nonzero().flatten().tolist()
     plain = torch.tensor([_plain(f) for f in factors.tolist()], dtype=torch.float64)
-    alike = len(changed) == len(plain) and bool((plain == plain[0]).all())
-    words = f"scores are {plain[0]:.6g} times what they should be" if alike else f"scores of {_each(changed, factors)}"
+    words = _said("scores are {} times what they should be", "scores of {}", changed, factors)
     for each in (plain, factors) if changed else ():
         yield Suspicion(words, scores=each[:, None, None])
 
@@ -182,9 +181,17 @@ SHOWN = 4
 """How many heads are named."""
 
 
-def _each(heads: list[int], factors: Tensor) -> str:
+ALIKE = 1e-7
+"""Relative distance of factors up to which they are one: they are measured on float32 numbers."""
+
+
+def _said(together: str, apart: str, heads: list[int], factors: Tensor) -> str:
+    """What is said of factors of heads, if they are one factor of all heads, or if they are not."""
+    if len(heads) == len(factors) and bool(torch.isclose(factors, factors[0], rtol=ALIKE, atol=0.0).all()):
+        return together.format(f"{_plain(float(factors.median())):.6g}")
     named = [f"head {h} multiplied by {_plain(float(factors[h])):.6g}" for h in heads[:SHOWN]]
-    return " and ".join(named) + (f" and of {len(heads) - SHOWN} more heads" if len(heads) > SHOWN else "")
+    more = f" and of {len(heads) - SHOWN} more heads" if len(heads) > SHOWN else ""
+    return apart.format(" and ".join(named) + more)
 
 
 def _plain(value: float) -> float:
