@@ -401,3 +401,11 @@ def test_numbers_of_eight_bits_are_read_as_transformers_reads_them(
     assert same_logits(model, theirs)
     assert not same_logits(model, HF)
     assert str(dtype).removeprefix("torch.") in model.provenance["stored_dtype"]
+
+
+def test_an_adapter_without_a_configuration_is_called_one(tmp_path: Path) -> None:
+    """Else a configuration would be asked for, with which it is no more of a model."""
+    save_file(lora("base_model.model.transformer.h.0.attn.c_attn"), tmp_path / "adapter_model.safetensors")
+    with pytest.raises(pl.WeightsError, match="adapters") as caught:
+        pl.load(tmp_path / "adapter_model.safetensors")
+    assert caught.value.code == "weights-foreign"

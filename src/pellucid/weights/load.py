@@ -29,7 +29,8 @@ from pellucid.weights.formats import Stored, in_memory, read
 from pellucid.weights.hub import HubOptions
 from pellucid.weights.hub_answers import no_name
 from pellucid.weights.importing import Imported, to_ours
-from pellucid.weights.leftovers import described, listed
+from pellucid.weights.layouts import without_weight
+from pellucid.weights.leftovers import described, listed, refuse_foreign
 from pellucid.weights.manifests import refuse_single_shard
 
 
@@ -237,6 +238,7 @@ def _config(stored: Stored, options: LoadOptions) -> Config:
         return given
     own = stored.config if stored.model_args is None else _config_of_model_args(stored.model_args)
     if own is None and given is None:
+        refuse_foreign(map(without_weight, stored.tensors))  # else it would be asked for a configuration, in vain
         raise ConfigError(
             f"{stored.path}: no configuration in it, and no config.json beside it.",
             code="config-needed",
