@@ -318,7 +318,7 @@ def test_what_nobody_foresaw_is_70_and_no_failed_check(
     assert (found.exit_code, json.loads(found.stdout)["error"]["code"]) == (70, "unexpected")
 
 
-UNWRITABLE = ["", ".", "there", "file/page.html", "/proc/version/x", "n" * 300]
+UNWRITABLE = ["", ".", "there", "file/page.html", "/proc/version/x", "n" * 300, f"new/deep/{'n' * 300}"]
 
 
 @pytest.mark.parametrize("path", UNWRITABLE, ids=lambda path: repr(path)[:12])

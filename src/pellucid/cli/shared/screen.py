@@ -119,6 +119,9 @@ def _problem(path: Path) -> str | None:
         with suppress(FileNotFoundError, NotADirectoryError):
             path.lstat()  # raises for a name that is too long for the system
         above = next(parent for parent in path.absolute().parents if parent.exists())
+        for part in path.absolute().relative_to(above).parts:  # which of them will be made
+            with suppress(FileNotFoundError):
+                (above / part).lstat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         return getattr(error, "strerror", None) or str(error)
     if not above.is_dir():
