@@ -86,7 +86,7 @@ class Spans(Cells):
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         assert tag in ("div", "p", "span")
-        self.titles += [dict(attrs)["title"]] if tag == "span" else []
+        self.titles += [value for name, value in attrs if name == "title"]
 
 
 def test_a_generated_text_is_shown_with_the_probabilities_of_its_tokens() -> None:

@@ -273,7 +273,7 @@ class Generation(Listed):
         return Listing(f"Generation of {counted(len(self), 'text')}", ("text", "stopped"), rows)
 
     def _repr_html_(self) -> str:
-        said = "A new token is the darker the likelier it was to the model; the pointer shows its probability."
+        said = "New tokens are underlined, and darker if they were likelier to the model; the pointer shows how likely."
         texts = "".join(f"<p style='white-space: pre-wrap'>{_shaded(row, self.tokenizer)}</p>" for row in self.rows)
         return f"<div>Generation of {counted(len(self), 'text')}. {said}{texts}</div>"
 
@@ -284,9 +284,9 @@ def _shaded(row: GeneratedRow, tokenizer: Tokenizer | None) -> str:
     found = escape(_decoded(tokenizer, row.prompt.tolist())) + " " * (tokenizer is None)
     for token, logprob in zip(row.new.tolist(), row.logprobs.tolist(), strict=True):
         p = math.exp(logprob)
-        style = f"background: rgba(0, 114, 178, {p / 2:.2f})"
+        style = f"background: rgba(0, 114, 178, {p / 2:.2f}); border-bottom: 1px solid rgb(0, 114, 178)"
         found += f"<span title='{p:.1%}' style='{style}'>{escape(pieces.push(token))}</span>"
-    return f"{found}{escape(pieces.finish())} ({row.stopped})"
+    return f"{found}{escape(pieces.finish())} <span style='opacity: 0.6'>({row.stopped})</span>"
 
 
 def _decoded(tokenizer: Tokenizer | None, ids: Sequence[int]) -> str:
