@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pellucid.check import as_whole, require_whole, takes
 from pellucid.errors import InputError, NumericsError, ShapeError, shown
-from pellucid.names.calls import METRICS, name_arguments, said_of
+from pellucid.names.attributes import said_of
+from pellucid.names.calls import METRICS, name_arguments
 from pellucid.text.batch import Batch
 
 Metric = Callable[[Tensor, Batch], Tensor]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from pellucid.attribution.direct import direct, sources
 from pellucid.attribution.edges import edges
 from pellucid.attribution.gradient import gradient
-from pellucid.names.calls import ATTRIBUTION, name_arguments, said_of
+from pellucid.names.attributes import said_of
+from pellucid.names.calls import ATTRIBUTION, name_arguments
 
 __all__ = ["direct", "edges", "gradient", "sources"]
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from pellucid.heads.detectors import name_movers, scores
 from pellucid.heads.factored import FactoredMatrix
 from pellucid.heads.matrices import composition, ov, qk, weight_scores
-from pellucid.names.calls import HEADS, name_arguments, said_of
+from pellucid.names.attributes import said_of
+from pellucid.names.calls import HEADS, name_arguments
 
 __all__ = ["FactoredMatrix", "composition", "name_movers", "ov", "qk", "scores", "weight_scores"]
 

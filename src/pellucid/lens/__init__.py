@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from pellucid.lens.readout import Readout, logit
 from pellucid.lens.tuned import TunedLens
-from pellucid.names.calls import LENS, name_arguments, said_of
+from pellucid.names.attributes import said_of
+from pellucid.names.calls import LENS, name_arguments
 
 __all__ = ["Readout", "TunedLens", "logit"]
 

@@ -5,7 +5,8 @@ One table for each kind of object, read by the errors of the objects and by the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pellucid.errors import UnknownAttributeError
 
@@ -291,9 +292,7 @@ PACKAGE: Mapping[str, str] = {
     "HookedTransformer": "pl.load(); pellucid.compat.hooked has a HookedTransformer for code that was written for it",
     "HookedTransformerConfig": "pl.TransformerConfig",
     "ActivationCache": "pl.ActivationCkpts",
-    "HookPoint": _HOOKS,
-    "Hook": _HOOKS,
-    "Hooks": _HOOKS,
+    **dict.fromkeys(("HookPoint", "Hook", "Hooks"), _HOOKS),
     "TransformerSampler": "pl.Sampler",
     "KernelDensityEstimator": "pl.measure.distribution",
     "GPT2SmallConfig": "pl.TransformerConfig",
@@ -330,3 +329,21 @@ def unknown_attribute(owner: str, name: str, elsewhere: Mapping[str, str], here:
         code="unknown-attribute",
         remedy=f"Use {elsewhere[name].replace('{here}', here)}.",
     )
+
+
+def said_of(module: str, words: Mapping[str, str]) -> Callable[[str], Any]:
+    """Make the `__getattr__` of a module, which says what to call for these words of others.
+
+    Example:
+        >>> import pellucid as pl
+        >>> pl.metrics.logit_diff
+        Traceback (most recent call last):
+            ...
+        pellucid.errors.UnknownAttributeError: module 'pellucid.metrics' has no attribute 'logit_diff', which is a name from another library.
+          remedy: Use pl.metrics.logit_difference(right, wrong).  [unknown-attribute]
+    """  # noqa: E501 (the message is one line)
+
+    def missing(name: str) -> Any:
+        raise unknown_attribute(f"module {module!r}", name, words)
+
+    return missing

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from pellucid.errors import InputError, UnknownArgumentError, nearest, shown
-from pellucid.names.attributes import unknown_attribute
 
 Called = TypeVar("Called", bound=Callable[..., Any])
 Owner = TypeVar("Owner")
@@ -346,21 +345,3 @@ def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, st
 
     vars(checked)[_CHECKED] = True
     return checked
-
-
-def said_of(module: str, words: Mapping[str, str]) -> Callable[[str], Any]:
-    """Make the `__getattr__` of a module, which says what to call for these words of others.
-
-    Example:
-        >>> import pellucid as pl
-        >>> pl.metrics.logit_diff
-        Traceback (most recent call last):
-            ...
-        pellucid.errors.UnknownAttributeError: module 'pellucid.metrics' has no attribute 'logit_diff', which is a name from another library.
-          remedy: Use pl.metrics.logit_difference(right, wrong).  [unknown-attribute]
-    """  # noqa: E501 (the message is one line)
-
-    def missing(name: str) -> Any:
-        raise unknown_attribute(f"module {module!r}", name, words)
-
-    return missing

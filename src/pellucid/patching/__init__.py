@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from pellucid.names.calls import PATCHING, name_arguments, said_of
+from pellucid.names.attributes import said_of
+from pellucid.names.calls import PATCHING, name_arguments
 from pellucid.patching.ablation import ablate as ablate
 from pellucid.patching.baselines import ablation_baseline as ablation_baseline
 from pellucid.patching.baselines import baseline as baseline

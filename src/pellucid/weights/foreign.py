@@ -271,21 +271,20 @@ def require_plain_tensors(path: str, module: nn.Module) -> None:
         return
     name = computed[0]
     own = {*module._parameters, *module._buffers}
-    if "parametrizations" in module._modules:
-        call = f"torch.nn.utils.parametrize.remove_parametrizations(module, {name!r})"
-    elif f"{name}_mask" in own:
-        call = f"torch.nn.utils.prune.remove(module, {name!r})"
-    elif f"{name}_g" in own:
-        call = f"torch.nn.utils.remove_weight_norm(module, {name!r})"
-    elif f"{name}_u" in own:
-        call = f"torch.nn.utils.remove_spectral_norm(module, {name!r})"
-    else:
-        call = f"value = module.{name}; del module.{name}; module.{name} = torch.nn.Parameter(value)"
+    held = {*own, *module._modules}
+    undone_by = {
+        "parametrizations": "parametrize.remove_parametrizations",
+        f"{name}_mask": "prune.remove",
+        f"{name}_g": "remove_weight_norm",
+        f"{name}_u": "remove_spectral_norm",
+    }
+    undo = next((f"torch.nn.utils.{undone_by[key]}(module, {name!r})" for key in undone_by if key in held), None)
+    undo = undo or f"value = module.{name}; del module.{name}; module.{name} = torch.nn.Parameter(value)"
     others = ", ".join(sorted(own - {"weight", "bias"}))
     raise WeightsError(
         f"from_hf: {path}.{name} is {f'computed from {others}' if others else 'no parameter'}, expected one.",
         code="hf-computed-weight",
-        remedy=f"Make it permanent first, with module = hf_model.get_submodule({path!r}): {call}.",
+        remedy=f"Make it permanent first, with module = hf_model.get_submodule({path!r}): {undo}.",
     )
 
 

@@ -115,14 +115,10 @@ def read(hf_model: nn.Module, kind: Kind) -> Live:
     sizes = (f"{name} {size}, configured {getattr(said, name)}" for name, size in shown_sizes.items())
     notes = {"left_out": unread, "untied": _sharing(tensors), "sizes": sizes, "config_unread": passed_over[:100]}
     head = f"{HEAD}.weight"
-    if head in tensors:
-        tied = _is_tied(tensors[head], tensors[f"{prefix}{kind.embedding}.weight"])
-        config = config.replace(tie_word_embeddings=tied)
-        if tied:
-            del tensors[head]
-    elif not config.tie_word_embeddings:
-        config = config.replace(tie_word_embeddings=True)
-    config = config.replace(**_rates(kind.dropouts, named))
+    tied = head not in tensors or _is_tied(tensors[head], tensors[f"{prefix}{kind.embedding}.weight"])
+    if tied:
+        tensors.pop(head, None)
+    config = config.replace(tie_word_embeddings=tied, **_rates(kind.dropouts, named))
     notes = {topic: note for topic, items in notes.items() if (note := printable(", ".join(items)))}
     return Live(tensors, config, notes, kind.buffers(named, config), attention)
 
@@ -347,7 +343,6 @@ def _rates(dropouts: Mapping[str, tuple[str, ...]], named: dict[str, nn.Module])
 
 
 def _is_tied(head: Tensor, embedding: Tensor) -> bool:
-    if head is embedding:
-        return True
+    """Whether two tensors are one, or show the same numbers of the same memory."""
     same_place = head.data_ptr() == embedding.data_ptr()
-    return same_place and (head.shape, head.stride()) == (embedding.shape, embedding.stride())
+    return head is embedding or (same_place and (head.shape, head.stride()) == (embedding.shape, embedding.stride()))
