@@ -586,7 +586,7 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: _generate(h, seed="x"), "Leave it out", _generate),
         Case(
             lambda h: _generate(h, sampler=pl.Sampler(), seed=2**70),
-            "smaller",
+            "Give a whole number",
             lambda h: _generate(h, sampler=pl.Sampler(), seed=7),
         ),
     ],
