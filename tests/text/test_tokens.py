@@ -342,6 +342,76 @@ def test_a_prefix_space_of_the_folder_counts_where_transformers_reads_it(
     assert again.encode("Once") == ours.encode("Once")
 
 
+def _like_llama_2() -> dict[str, Any]:
+    """A `tokenizer.json` of a SentencePiece vocabulary, as older versions of transformers wrote it."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdeimnopt", "ti", "me", "▁a"]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    decoders = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]  # fmt: skip
+    steps = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "pre_tokenizer": None, "post_processor": None,
+        "added_tokens": [{"id": i, "content": pieces[i], **special} for i in range(3)],
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
+            "vocab": {piece: i for i, piece in enumerate(pieces)}, "merges": ["t i", "m e", "▁ a"],
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "like"),
+    [
+        ("llama", {}, "llama 3"),
+        ("llama", {"tokenizer_class": "LlamaTokenizerFast"}, "llama 3"),
+        ("llama", {"tokenizer_class": "GPT2Tokenizer"}, "llama 3"),
+        ("gpt2", {"tokenizer_class": "NobodysTokenizer"}, "llama 3"),
+        ("gpt2", {}, "llama 3"),
+        ("gpt_neox", {}, "llama 3"),
+        ("gpt_neox", {"tokenizer_class": "GPTNeoXTokenizerFast", "bos_token": "<s>"}, "llama 3"),
+        ("llama", {}, "llama 2"),
+        ("llama", {"tokenizer_class": "LlamaTokenizer"}, "llama 2"),
+        ("llama", {"tokenizer_class": "LlamaTokenizer", "legacy": True}, "llama 2"),
+        ("llama", {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}, "llama 2"),
+    ],
+    ids=repr,
+)
+def test_a_folder_gets_the_class_that_transformers_gives_it(
+    family: str, settings: dict[str, Any], like: str, tmp_path: Path
+) -> None:
+    """Some run the file as it is, some cut texts their own way, by what the folder names, or by the kind of model."""
+    from transformers import AutoTokenizer
+
+    stored = _like_llama_2()
+    if like == "llama 3":
+        shipped = pl.load().tokenizer
+        assert shipped is not None
+        stored = json.loads(shipped.to_json())
+        split = {
+            "type": "Split",
+            "pattern": {"Regex": r" ?\p{L}+|\p{N}{1,3}|\s+"},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        steps = [split, {**stored["pre_tokenizer"], "use_regex": False}]
+        stored["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    for name, content in {
+        "tokenizer.json": stored, "tokenizer_config.json": settings, "config.json": {"model_type": family},
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(json.dumps(content))
+    ours, theirs = pl.Tokenizer.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert ours is not None
+    for text in ("Once upon (a) time", "cafe\u0301", "12345", " time", "<s>time</s>", "a<|endoftext|>b"):
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == theirs.decode(ids)
+
+
 def test_what_transformers_tokenizer_returns(reader: pl.CkptedTransformer, theirs: Any) -> None:
     theirs.pad_token = "<|endoftext|>"
     encoded = theirs(["Hello world", "The quick brown fox"], return_tensors="pt", padding=True, padding_side="left")
@@ -683,6 +753,10 @@ PANICS: dict[str, dict[str, Any]] = {
     "pieces of no characters": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
     "a replacement of nothing": {
         "normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "a"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+    },
+    "a beginning of no characters": {
+        "normalizer": {"type": "Prepend", "prepend": ""},
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
     },
     **{

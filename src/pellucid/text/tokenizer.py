@@ -18,6 +18,7 @@ from pellucid.names.calls import named_arguments
 from pellucid.text import tokenizer_files
 from pellucid.text.borrowed import no_tokenizer, one_token, text_behind
 from pellucid.text.ids import listed
+from pellucid.text.tokenizer_classes import END_OF_TEXT
 from pellucid.text.tokenizer_files import Encoding, as_tensors, no_text, several
 from pellucid.weights.manifests import is_there, json_text
 
@@ -140,8 +141,8 @@ class Tokenizer(metaclass=_Named):
     def from_vocabulary(cls, vocab: str | Path, merges: str | Path) -> Tokenizer:
         """Read GPT-2's `vocab.json` and `merges.txt`."""
         found = cls(tokenizer_files.from_vocabulary(path_of(vocab), path_of(merges)))
-        if found._backend.token_to_id(tokenizer_files.END_OF_TEXT) is not None:
-            found._backend.add_special_tokens([tokenizer_files.END_OF_TEXT])
+        if found._backend.token_to_id(END_OF_TEXT) is not None:
+            found._backend.add_special_tokens([END_OF_TEXT])
         return found
 
     @overload

@@ -1,9 +1,7 @@
 """The files of a tokenizer, read as transformers reads them, and what a call of a tokenizer returns.
 
-Two of its classes matter. `GPT2Tokenizer`, which a GPT-2's folder gets when it names none, takes the vocabulary and the
-merges of a `tokenizer.json` and adds the rest: GPT-2's splitting of words, no normalizer, and "<|endoftext|>" as
-the token that begins and ends texts. `PreTrainedTokenizerFast` runs the file as it is. Both then add the tokens that
-`tokenizer_config.json`, or the older `special_tokens_map.json` and `added_tokens.json`, name.
+What its classes make of them stands in `tokenizer_classes`. Each then adds the tokens that `tokenizer_config.json`,
+or the older `special_tokens_map.json` and `added_tokens.json`, name.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from pellucid.check import as_whole
 from pellucid.errors import InputError, PellucidError, WeightsError, shown
+from pellucid.text.tokenizer_classes import class_of, objects, rebuild, special_tokens, takes_only_vocabulary
 from pellucid.weights.manifests import each_once, is_there, read_json, read_text, require_regular
 from pellucid.weights.pickles import read_plain
 
@@ -79,15 +78,12 @@ def several(given: Any, what: str) -> Iterable[Any]:
     return given
 
 
-END_OF_TEXT = "<|endoftext|>"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens by transformers' names, in the order in which it adds those that a vocabulary lacks."""
 
 FLAGS = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
 """What transformers says of an added token."""
 
-_RUN_AS_STORED = ("PreTrainedTokenizerFast", "TokenizersBackend")
-_GPT2 = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 _KEPT = (
     *SPECIAL, "extra_special_tokens", "add_prefix_space", "split_special_tokens", "padding_side", "truncation_side",
     "model_max_length", "chat_template",
@@ -97,29 +93,30 @@ _VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 """The names of GPT-2's own files in transformers, and in OpenAI's release."""
 _OTHERS = {
     "vocab.txt": "the vocabulary of a WordPiece tokenizer, such as BERT's",
-    "spiece.model": "a SentencePiece model",
-    "sentencepiece.bpe.model": "a SentencePiece model",
-    "tokenizer.model": "a SentencePiece model",
+    **dict.fromkeys(("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"), "a SentencePiece model"),
     "vocab.json": "a vocabulary without its merges.txt",
 }
 _VERSION = "#version"  # how a line begins that stands before merges, and that the library passes over
-_BEGINNINGS = (*map(chr, range(32, 127)), "ä", "▁", "Ġ", "\uffff")
-"""What texts begin with, for patterns that look at it."""
+_BEGINNINGS = (*map(chr, range(32, 127)), "ä", "▁", "Ġ", "\uffff")  # of texts, for patterns that look at it
 MOST_IDS = 10_000_000
 """Forty times the largest vocabulary that was published."""
 
 
 def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | None:
     """The tokenizer in a folder and what its configuration says; None if there are no files of one."""
-    settings = _settings(folder)
+    path, text = folder / "tokenizer.json", ""
     vocabulary = next((pair for pair in _VOCABULARIES if all(is_there(folder / name) for name in pair)), None)
-    if is_there(folder / "tokenizer.json"):
-        path = folder / "tokenizer.json"
-        require_regular(path)
-        with library(path):
+    settings, config, stored = _settings(folder), _object(folder / "config.json"), dict[str, Any]()
+    with library(path):
+        if is_there(path):
+            require_regular(path)
             text = read_text(path)
             stored = json.loads(text, object_pairs_hook=each_once)
-            if _is_rebuilt(stored, settings):
+        kind = class_of(settings, config, stored)
+    settings = {**special_tokens(kind or (None if config else "GPT2Tokenizer")), **settings, "tokenizer_class": kind}
+    if text:
+        with library(path):
+            if takes_only_vocabulary(kind, stored):
                 backend = _rebuilt(path, stored, settings)
             else:
                 _require_sound(stored)
@@ -129,15 +126,18 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | N
             pads = {"pad_token": padding.get("pad_token"), "padding_side": padding.get("direction")}
             settings = {**{name: value for name, value in pads.items() if value is not None}, **settings}
     elif vocabulary is not None:
-        backend = from_vocabulary(*(folder / name for name in vocabulary), space=bool(settings.get("add_prefix_space")))
+        backend = from_vocabulary(folder / vocabulary[0], folder / vocabulary[1], settings)
     else:
         return None
     _add_tokens(folder, backend, settings)
     return backend, {name: settings[name] for name in _KEPT if settings.get(name, []) != []}
 
 
-def _matches_nothing(pattern: str) -> bool:
-    """Whether a regular expression of the library matches no characters before a text, by what texts begin with."""
+def _inserts(step: dict[str, Any]) -> bool:
+    """Whether a step of a normalizer replaces no characters before a text, by what texts begin with."""
+    pattern = step["pattern"].get("Regex") if isinstance(step.get("pattern"), dict) else None
+    if not step.get("content") or not isinstance(pattern, str):
+        return False
     replace = tokenizers.normalizers.Replace(tokenizers.Regex(pattern), "\ue000").normalize_str
     return any(replace(first).startswith(f"\ue000{first}") for first in _BEGINNINGS)
 
@@ -145,26 +145,16 @@ def _matches_nothing(pattern: str) -> bool:
 def _require_sound(stored: Any) -> None:
     """Refuse a `tokenizer.json` at which the tokenizers library panics, as it prints a trace before it raises."""
     found = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
-    cuts, replaced = (list(_objects(found.get(name))) for name in ("pre_tokenizer", "normalizer"))
-    inserting = [one["pattern"] for one in replaced if one.get("content") and isinstance(one.get("pattern"), dict)]
-    patterns = [one["Regex"] for one in inserting if isinstance(one.get("Regex"), str)]
-    is_bytewise = any(one.get("type") == "ByteLevel" for one in cuts)
-    empty = any(one.get("String") == "" for one in replaced) or (is_bytewise and any(map(_matches_nothing, patterns)))
-    if empty or any(one.get("length") == 0 for one in cuts):
+    cuts, steps = (list(objects(found.get(name))) for name in ("pre_tokenizer", "normalizer"))
+    texts = [one.get(key) for one in steps for key in ("String", "prepend")]
+    empty = "" in texts or 0 in [one.get("length") for one in cuts]
+    if empty or (any(one.get("type") == "ByteLevel" for one in cuts) and any(map(_inserts, steps))):
         raise ValueError("a step that cuts or replaces pieces of no characters")
     prefix = found.get("model", {}).get("continuing_subword_prefix") or ""
     for merge in found["model"].get("merges", ()) if prefix else ():
         second = merge.partition(" ")[2] if isinstance(merge, str) else merge[-1]
         if merge[:8] != _VERSION and not second.startswith(prefix):
             raise ValueError(f"the merge {shown(merge)}, whose second piece does not begin with {shown(prefix)}")
-
-
-def _objects(stored: Any) -> Generator[dict[str, Any]]:
-    """Every object in what JSON holds, at any depth."""
-    if isinstance(stored, dict):
-        yield stored
-    for inner in stored.values() if isinstance(stored, dict) else stored if isinstance(stored, list) else ():
-        yield from _objects(inner)
 
 
 def from_file(path: str | Path) -> tokenizers.Tokenizer:
@@ -178,8 +168,10 @@ def from_file(path: str | Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def from_vocabulary(vocab: str | Path, merges: str | Path, *, space: bool = False) -> tokenizers.Tokenizer:
-    """GPT-2's tokenizer of a `vocab.json` and a `merges.txt`."""
+def from_vocabulary(
+    vocab: str | Path, merges: str | Path, settings: Mapping[str, Any] | None = None
+) -> tokenizers.Tokenizer:
+    """The tokenizer of a `vocab.json` and a `merges.txt`, GPT-2's unless a folder's settings name another class."""
     require_regular(vocab)
     require_regular(merges)
     with library(merges):
@@ -190,17 +182,7 @@ def from_vocabulary(vocab: str | Path, merges: str | Path, *, space: bool = Fals
         if not isinstance(ids, dict):
             raise ValueError(f"a JSON {type(ids).__name__}, expected an object of pieces and their ids")
         _require_ids(vocab, ids.values())
-        return _as_gpt2(tokenizers.Tokenizer(tokenizers.models.BPE()), ids, pairs, space=space)
-
-
-def _as_gpt2(
-    backend: tokenizers.Tokenizer, vocabulary: dict[str, int], pairs: list[tuple[str, str]], *, space: bool
-) -> tokenizers.Tokenizer:
-    """The tokenizer with this vocabulary and these merges, cutting texts and joining pieces as GPT-2's does."""
-    backend.model = tokenizers.models.BPE(vocabulary, pairs)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=space)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    return backend
+        return rebuild(tokenizers.Tokenizer(tokenizers.models.BPE()), ids, pairs, settings or {})
 
 
 def _pair(line: str) -> tuple[str, str]:
@@ -232,8 +214,6 @@ def not_read(folder: Path) -> str | None:
 def _settings(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`, with `special_tokens_map.json` if transformers reads that too."""
     settings = _object(folder / "tokenizer_config.json")
-    if settings.get("tokenizer_class") is None:
-        settings["tokenizer_class"] = _object(folder / "config.json").get("tokenizer_class")
     if "added_tokens_decoder" not in settings:
         settings |= _object(folder / "special_tokens_map.json")
     older = settings.pop("additional_special_tokens", None)
@@ -243,21 +223,11 @@ def _settings(folder: Path) -> dict[str, Any]:
         for name in SPECIAL:
             if settings.get(name) is not None and not _is_special(name, settings[name]):
                 raise ValueError(f"{name} is {shown(settings[name])}, expected a token")
-    if settings["tokenizer_class"] in _GPT2:
-        settings = {**dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT), **settings}
     return settings
 
 
 def _object(path: Path) -> dict[str, Any]:
     return read_json(path, WeightsError, "tokenizer-unreadable") if is_there(path) else {}
-
-
-def _is_rebuilt(stored: Any, settings: Mapping[str, Any]) -> bool:
-    """Whether the class that the folder names takes only vocabulary and merges of a `tokenizer.json`."""
-    model = stored["model"]
-    if settings["tokenizer_class"] in _RUN_AS_STORED or model.get("type", "BPE") != "BPE" or "merges" not in model:
-        return False
-    return '"ByteLevel"' in json.dumps([stored.get("pre_tokenizer"), stored.get("decoder")])
 
 
 def _rebuilt(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -268,7 +238,7 @@ def _rebuilt(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any])
     around = dict.fromkeys(("normalizer", "pre_tokenizer", "decoder"))
     empty = {"type": "BPE", "vocab": {}, "merges": []}
     backend = tokenizers.Tokenizer.from_str(json.dumps({**stored, **around, "added_tokens": [], "model": empty}))
-    _as_gpt2(backend, vocabulary, pairs, space=bool(settings.get("add_prefix_space")))
+    rebuild(backend, vocabulary, pairs, settings)
     if "added_tokens_decoder" not in settings:
         backend.add_tokens([_token(token, ()) for token in sorted(added, key=lambda token: token["id"])])
     return backend
@@ -343,9 +313,7 @@ def library(path: str | Path) -> Generator[None]:
 
 def unreadable(path: str | Path, error: BaseException) -> WeightsError:
     """The error for a file of a tokenizer that cannot be read."""
-    misplaced = isinstance(
-        error, (AttributeError, LookupError, TypeError)
-    )  # of the code that looked for something else
+    misplaced = isinstance(error, (AttributeError, LookupError, TypeError))  # of code that looked for something else
     said = f"something stands in it where such a file has something else ({error})" if misplaced else error
     return WeightsError(
         f"tokenizer: {str(path)!r} cannot be read: {said}.",
