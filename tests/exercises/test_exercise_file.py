@@ -149,8 +149,9 @@ def test_a_notebook_is_its_code_cells(tmp_path: Path) -> None:
 
 
 def test_a_wrong_line_of_a_notebook_is_told_by_its_cell(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="code cell 2, line 2: SyntaxError"):
-        here(notebook(tmp_path / "mine.ipynb", "x = 1\ny = 2", "def f():\n    return (1\n"))
+    for above in ("x = 1\ny = 2", "x = 1\n# %%\ny = 2", "x = 'a\u2028b'\n\f\ny = 2"):
+        with pytest.raises(InputError, match="code cell 2, line 2: SyntaxError"):
+            here(notebook(tmp_path / "mine.ipynb", above, "def f():\n    return (1\n"))
 
 
 def test_a_file_of_a_package_imports_its_neighbours(tmp_path: Path) -> None:
@@ -317,10 +318,11 @@ def test_what_a_file_writes_among_the_answers_is_not_read_and_not_run(tmp_path: 
     assert said == ["greedy", *here(path, "greedy")]
     wrong = [own, b"\xff", b"[" * 100_000, b'"greedy"', b'{"begun": "none"}', b'{"answer": ["greedy", "a", {}]}']
     for bad in wrong:
-        out.write_bytes(lines + bad)
-        assert learner_file._read(out, ["greedy"]) == said
+        for written in (lines + bad, bad + lines):
+            out.write_bytes(written)
+            assert learner_file._read(out, ["greedy"]) == said
     path.write_text(f"import pathlib\npathlib.Path({str(out)!r}).write_bytes({own!r})\n{text}", encoding="utf-8")
     answer_to(str(path), ["greedy"], None, 60, str(out), str(tmp_path / "hung"))
     assert out.read_bytes().startswith(own)
-    assert learner_file._read(out, ["greedy"]) == []
+    assert learner_file._read(out, ["greedy"]) == said
     assert not (tmp_path / "ran").exists()

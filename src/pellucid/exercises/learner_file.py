@@ -263,12 +263,11 @@ def _apart(path: Path, wanted: Sequence[str], hint: int | None, time_limit: floa
 
 
 def _read(out: Path, wanted: Sequence[str]) -> list[Said]:
-    """What the other process has written, as far as it came, or to where the learner's code has written something."""
+    """What the other process has written, as far as it came; what the learner's code wrote among it is passed over."""
     said: list[Said] = []
-    if out.exists():
-        with out.open("rb") as file, contextlib.suppress(Exception):
-            for line in file:
-                said.append(_said(json.loads(line), wanted))
+    for line in out.read_bytes().split(b"\n") if out.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            said.append(_said(json.loads(line), wanted))
     return said
 
 
@@ -308,7 +307,7 @@ def answer_to(path: str, wanted: Sequence[str], hint: int | None, time_limit: fl
     with open(hung, "w", encoding="utf-8") as traceback, open(out, "a", encoding="utf-8", buffering=1) as lines:
 
         def say(**what: object) -> None:
-            lines.write(json.dumps(what) + "\n")
+            lines.write("\n" + json.dumps(what) + "\n")  # whatever the learner's code has left on a line
 
         def start(key: str) -> None:
             say(begun=key)

@@ -51,7 +51,8 @@ _MAGIC = re.compile(r"(\s*)(?:[%!?].*|[\w.]+\?{1,2}\s*)")
 _ASSIGNED = re.compile(r"(\s*[\w., ]+=)\s*[%!].*")
 """The answer of such a line, given a name."""
 
-_CELL = "# %%"
+_CELL = "# %% code cell"
+"""What stands above each cell in a notebook's program."""
 
 
 def script_of(text: bytes) -> str:
@@ -84,6 +85,6 @@ def _plain(line: str) -> str:
 
 def place_in(source: str, line: int) -> str:
     """A line of a notebook's program in words: which code cell, and which line of it."""
-    above = source.splitlines()[:line]
+    above = source.split("\n")[:line]
     starts = [number for number, text in enumerate(above, 1) if text == _CELL]
     return f"code cell {len(starts)}, line {line - starts[-1]}" if starts else f"line {line}"
