@@ -23,6 +23,7 @@ from pellucid.circuits.ablations import Ablations, Choices
 from pellucid.circuits.circuit import Circuit, Graph, drawn_for
 from pellucid.circuits.faithfulness import Scale
 from pellucid.errors import warn
+from pellucid.html.listing import counted
 from pellucid.metrics import Metric
 from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
@@ -98,7 +99,7 @@ class CircuitReport:
             equals = f"{sum(one >= self.faithfulness for one in self.random)} of {len(self.random)}"
             rows.append(("random", f"{np.mean(self.random):.3f} on average, {max(self.random):.3f} at most; {equals} "
                                    "circuits of this size are as faithful"))  # fmt: skip
-        of = f"{self.size} of {self.universe} {self.choices.granularity}, {self.texts} text{'s' * (self.texts != 1)}"
+        of = f"{self.size} of {self.universe} {self.choices.granularity}, {counted(self.texts, 'text')}"
         if self.interrupted:
             rows.append(("interrupted", "what stands here was measured before"))
         return "\n".join([f"{of}: {self.choices}", *(f"{name:<13} {said}" for name, said in rows)])

@@ -16,6 +16,7 @@ import numpy as np
 from pellucid.check import as_number, as_whole, require_one_of, require_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
+from pellucid.html.listing import counted
 from pellucid.measure.labelled import Array
 from pellucid.measure.series import Basis, Design, Solution
 
@@ -327,7 +328,7 @@ class AutoregressionFit:
 
     def _words(self) -> list[str]:
         errors = "plain" if self.maxlags is None else f"Newey-West, {self.maxlags} lags"
-        texts = f"{self.basis.texts} text{'s' * (self.basis.texts != 1)}"
+        texts = counted(self.basis.texts, "text")
         short = f" ({self.basis.short} more too short)" if self.basis.short else ""
         rows = f"{self.nobs} rows of {texts}{short}, t from {self.skip + self.lags}; standard errors: {errors}"
         return [self.basis.equation(), rows]

@@ -10,6 +10,7 @@ import numpy as np
 
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
+from pellucid.html.listing import counted
 from pellucid.measure.labelled import values
 from pellucid.plot.canvas import (
     canvas,
@@ -105,7 +106,7 @@ def neuron(
         axes.set_ylabel("value")
         legend_above(axes)
         where = f"neuron {number} of layer {layer % len(ckpts.schema.blocks)}"
-        about = where, model, f"{count} token{'s' * (count != 1)}"
+        about = where, model, counted(count, "token")
         say_what(axes, *about, title=title)
         return remember(axes, table)
 
@@ -164,7 +165,7 @@ def tokens(
         ['Lily', ' had', ' a', ' red', ' ball', '.']
     """
     found = _one_text(array, tokens)
-    about = quantity(found), place_of(found), f"{len(found)} token{'s' * (len(found) != 1)}"
+    about = quantity(found), place_of(found), counted(len(found), "token")
     ends = [str(token).endswith("\n") for token in found.token.values]
     return _draw_tokens(found, ends, about if title is None else (title,), ax)
 
@@ -212,7 +213,7 @@ def examples(table: Any, *, title: str | None = None, ax: Axes | None = None) ->
     )  # fmt: skip
     ends = [*(ranks[1:] != ranks[:-1]).tolist(), True]
     what = f"unit {int(one.unit)} of {one.attrs['checkpoint']}"
-    about = what, model_name(one.attrs), f"{len(kept)} example{'s' * (len(kept) != 1)}"
+    about = what, model_name(one.attrs), counted(len(kept), "example")
     return _draw_tokens(array, ends, about if title is None else (title,), ax)
 
 

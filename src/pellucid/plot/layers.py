@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid.extras import need
+from pellucid.html.listing import counted
 from pellucid.measure.distributions import distribution
 from pellucid.plot.canvas import (
     canvas,
@@ -92,7 +93,7 @@ def norms(norms: DataArray, *, skip: int = 0, ax: Axes | None = None) -> Axes:
 def say_how_many(axes: Axes, what: str, layers: Layers) -> None:
     """Set the title: what is drawn, of which model, and how many values there are."""
     fewest = min(map(len, layers.values))
-    count = f"{layers.most:,} value{'s' * (layers.most != 1)} a layer"
+    count = f"{counted(layers.most, 'value')} a layer"
     say_what(axes, what, place_of(layers.array), count if fewest == layers.most else f"{fewest:,} to {count}")
 
 

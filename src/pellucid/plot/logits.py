@@ -9,6 +9,7 @@ import numpy as np
 
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
+from pellucid.html.listing import counted
 from pellucid.plot.canvas import (
     canvas,
     colour_bar,
@@ -143,7 +144,7 @@ def _bars(parts: DataArray, most: int) -> Any:
     kept, others = order[:most], order[most:]
     rows = [(str(parts[COMPONENT].values[i]), float(parts[i])) for i in kept]
     if len(others):
-        rows.append((f"{len(others)} other{'s' * (len(others) != 1)}", float(parts[others].sum())))
+        rows.append((counted(len(others), "other"), float(parts[others].sum())))
     return pandas().DataFrame([*rows, (SUM, float(parts.sum()))], columns=[COMPONENT, "value"])
 
 
@@ -196,7 +197,7 @@ def lens(read: Lens | DataArray, *, text: int = 0, ax: Axes | None = None) -> Ax
         colour_bar(axes, image, "probability", height=height)
         at = found.attrs["checkpoint"]
         about = f"likeliest next token{f' read from {at}' if at else ''}", model_name(found.attrs)
-        say_what(axes, *about, f"{columns} token{'s' * (columns != 1)}")
+        say_what(axes, *about, counted(columns, "token"))
         return remember(axes, found)
 
 

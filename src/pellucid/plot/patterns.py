@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pellucid.html.listing import counted
 from pellucid.plot.canvas import (
     BAR_AT_MOST,
     LINE,
@@ -91,7 +92,7 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
     """
     array = read_patterns("plot.attention", pattern, tokens, ONE_HEAD)
     rows, columns = array.shape
-    about = "attention", place_of(array), f"{columns} token{'s' * (columns != 1)}"
+    about = "attention", place_of(array), counted(columns, "token")
     size, side = _size_of_one(array, about)
     with canvas(ax, size) as (axes, look):
         square = _is_square(array)
@@ -221,7 +222,7 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
         _name_tokens(axes, plan, array)
         weights_bar(axes, image, plan.height * plan.side, after=plan.beside)
         columns = array.sizes[ONE_HEAD[1]]
-        about = "attention of every head", place_of(array), f"{columns} token{'s' * (columns != 1)}"
+        about = "attention of every head", place_of(array), counted(columns, "token")
         say_what(axes, *about, room=plan.width * plan.side + BAR if ax is None else None)
         return remember(axes, array)
 

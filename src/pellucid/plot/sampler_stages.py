@@ -10,6 +10,7 @@ import numpy as np
 
 from pellucid.check import require_whole
 from pellucid.errors import InputError, shown
+from pellucid.html.listing import counted
 from pellucid.plot.canvas import LETTER, canvas, keep_above, label_of, longest, remember, say_what
 from pellucid.plot.inputs import Numbers, as_numbers
 from pellucid.plot.themes import COLUMN, PAGE, SMALL, Theme, pandas
@@ -131,7 +132,7 @@ def _table(names: list[str], chances: Numbers, tokenizer: Tokenizer | None, most
     tokens = pieces_of(tokenizer, ids)
     rest = np.delete(chances, order, axis=1).sum(1)  # not 1 - the sum of those shown, whose rounding looks like a rest
     values = np.concatenate([chances[:, order], rest[:, None]], axis=1)
-    last = f"{others:,} other{'s' * (others != 1)}"
+    last = counted(others, "other")
     table = pandas().DataFrame({"id": [*ids, -1], "token": [*tokens, last], **dict(zip(names, values, strict=True))})
     return table if others else table[:-1]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from pellucid.errors import InputError, ShapeError, shown
+from pellucid.html.listing import counted
 from pellucid.plot.canvas import (
     LINE,
     canvas,
@@ -92,7 +93,7 @@ def scatter(
         for side, number, share in zip((axes.xaxis, axes.yaxis), (1, 2), table.attrs["explained"], strict=True):
             side.set_label_text(f"component {number}: {share:.1%} of the variance")
         labelled_points = _write_tokens(axes, look, table, new=ax is None) if "token" in table else 0
-        count = f"{len(table):,} vector{'s' * (len(table) != 1)}"
+        count = counted(len(table), "vector")
         some = f"{labelled_points:,} labelled" if 0 < labelled_points < len(table) else ""
         what = quantity(array) if array.name else ""
         say_what(axes, what, place_of(array), count, some, title=title)

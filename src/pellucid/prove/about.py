@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pellucid._version import __version__
 from pellucid.check import attribute
 from pellucid.errors import printable
+from pellucid.html.listing import counted
 from pellucid.run.model import CkptedTransformer
 
 
@@ -32,7 +33,7 @@ class RunInputs:
         if not self.ids:
             return "nothing was run"
         count = sum(map(len, self.ids))
-        tokens = f"{count:,} token{'s' * (count != 1)}"
+        tokens = counted(count, "token")
         if self.drawn:
             return f"{tokens} drawn from the vocabulary with seed {SEED}, since neither side has a tokenizer"
         if not self.texts:

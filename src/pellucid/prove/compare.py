@@ -16,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from pellucid.check import require_tree
 from pellucid.errors import InputError, shown
+from pellucid.html.listing import counted
 from pellucid.names.calls import COMPARING, named_arguments
 from pellucid.numerics.freed_memory import LITTLE, keep_freed
 from pellucid.numerics.products import ordinary_tensors
@@ -188,4 +189,4 @@ def _dropout(children: list[nn.Module]) -> str:
     if not rates:
         return ""
     named = ", ".join(f"{rate:g}" for rate in sorted(set(rates)))
-    return f" (dropout of {named} in {len(rates)} module{'s' * (len(rates) > 1)})"
+    return f" (dropout of {named} in {counted(len(rates), 'module')})"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pellucid.family.layout import EMBED
 from pellucid.family.layout import HEAD as UNEMBED
+from pellucid.html.listing import counted
 from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, same_bits, shown_part, size_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.causes import Cause
@@ -253,7 +254,7 @@ def rows_more(unit: Tensor, table: Tensor, reference: str = "A", other: str = "B
     more = abs(unit.size(0) - table.size(0))
     which = "the first " if equal == common else f"{equal:,} of the first "
     longer = other if table.size(0) > unit.size(0) else reference
-    return f"{which}{common:,} rows are equal to the bit, and {longer} has {more:,} row{'s' * (more != 1)} more"
+    return f"{which}{common:,} rows are equal to the bit, and {longer} has {counted(more, 'row')} more"
 
 
 def first_changed(
@@ -328,7 +329,7 @@ def positions_note(runs: Runs) -> list[str]:
     if shown >= of:
         return []
     first = shown > 1 and shown_part(expected, given).data_ptr() == expected.data_ptr()
-    which = f"{shown} position{'s' * (shown > 1)}, read as the {'first' if first else 'last'}"
+    which = f"{counted(shown, 'position')}, read as the {'first' if first else 'last'}"
     return [f"the program gives the logits of {which}: of {of} positions it shows no more"]
 
 

@@ -16,6 +16,7 @@ from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Attribute
 from pellucid.errors import visible
 from pellucid.extras import need
+from pellucid.html.listing import counted
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _show(result: Attributed, top: int) -> None:
     others = strongest[top:]
     rows = [(part.component, part.value) for part in strongest[:top]]
     if others:
-        rows.append((f"{len(others)} other{'s' * (len(others) != 1)}", sum(part.value for part in others)))
+        rows.append((counted(len(others), "other"), sum(part.value for part in others)))
     largest = max(*(abs(value) for _, value in rows), abs(result.sum)) or 1.0
     grid = Grid(Column("part", label=True, style="cyan"), Column("adds", right=True), Column(picture=True))
     for name, value in rows:

@@ -21,6 +21,7 @@ from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import heading
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Doctor
+from pellucid.html.listing import counted
 from pellucid.numerics import quickest
 from pellucid.open import BUNDLED
 
@@ -161,7 +162,7 @@ def _show(found: dict[str, Any]) -> None:
     for name, version in ({name: found[name] for name in ("pellucid", "python")} | found["versions"]).items():
         versions.add(name, version or Text("not installed", style="red"))
     device = found["device"]
-    cpu = f"cpu: {device['cpu_threads']} thread{'s' * (device['cpu_threads'] != 1)} on {device['cpu_cores']} cores"
+    cpu = f"cpu: {counted(device['cpu_threads'], 'thread')} on {device['cpu_cores']} cores"
     others = f"cuda: {', '.join(device['cuda']) or 'none'}   mps: {'yes' if device['mps'] else 'none'}"
     for extra in found["extras"]:
         if extra["missing"]:

@@ -16,6 +16,7 @@ from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Heads
 from pellucid.errors import visible
 from pellucid.extras import need
+from pellucid.html.listing import counted
 
 if TYPE_CHECKING:
     import xarray
@@ -100,7 +101,7 @@ def _draw(found: xarray.Dataset) -> Any:
 
 def _show(result: Scored, top: int) -> None:
     count = len(result.tokens)
-    show(heading(f"{count} token{'s' * (count != 1)}: heads among the first {top} of a score", first=True))
+    show(heading(f"{counted(count, 'token')}: heads among the first {top} of a score", first=True))
     show(_strongest(result.heads, top))
     if result.movers is not None:
         show(heading(f"from the end to {visible(str(result.token))}"))

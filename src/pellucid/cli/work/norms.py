@@ -21,6 +21,7 @@ from pellucid.cli.verbs import Norms
 from pellucid.corpus.sink import Sink, feed
 from pellucid.errors import InputError, NotFoundError
 from pellucid.extras import need
+from pellucid.html.listing import counted
 from pellucid.measure.labelled import capture_pattern
 from pellucid.schema import coordinate
 from pellucid.weights.manifests import reading, require_regular
@@ -137,7 +138,7 @@ def _require_length(rows: list[list[int]], wish: Norms) -> None:
     if count <= parameters:
         shorter = "--lags 0" if longest > wish.skip else "--lags 0 --skip 0"
         raise InputError(
-            f"norms: the texts have {count} token{'s' * (count != 1)} to regress (from token {first} on), "
+            f"norms: the texts have {counted(count, 'token')} to regress (from token {first} on), "
             f"and {parameters} parameters need more.",
             code="too-short",
             remedy=f"Give longer texts, or {shorter}, which shows the norms alone.",
@@ -235,7 +236,7 @@ def _draw(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, sk
 def _show(result: NormTable) -> None:
     what = f"{'log norm' if result.log else 'norm'} of {result.at}"
     total = sum(result.texts)
-    texts = f"{len(result.texts)} text{'s' * (len(result.texts) != 1)}, {total:,} token{'s' * (total != 1)}"
+    texts = f"{counted(len(result.texts), 'text')}, {counted(total, 'token')}"
     left_out = f", the first {result.skip if result.skip > 1 else ''} of each left out".replace("  ", " ")
     show(heading(f"{what}: {texts}{left_out * bool(result.skip)}", first=True), _table(result))
     if result.regression is not None:

@@ -24,6 +24,7 @@ from pellucid.cli.shared.tables import (
 from pellucid.cli.shared.widths import Column, Grid
 from pellucid.cli.verbs import Run
 from pellucid.errors import visible
+from pellucid.html.listing import counted
 from pellucid.names.aliases import selected
 
 
@@ -137,7 +138,7 @@ def _observed(
 
 def _show(observed: Observed, model: pl.CkptedTransformer) -> None:
     """What comes next stands last, where a screen that scrolls leaves it."""
-    tokens = f"{len(observed.tokens)} token{'s' * (len(observed.tokens) != 1)}"
+    tokens = counted(len(observed.tokens), "token")
     show(heading(tokens, first=True), token_list(observed.tokens))
     captured = f"{len(observed.checkpoints)} of {len(model.ckpt_names)} checkpoints"
     show(heading(captured), checkpoints(observed.checkpoints), LEGEND)
