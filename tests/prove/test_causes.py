@@ -23,7 +23,7 @@ from pellucid.gpt2.family import GPT2
 from pellucid.gpt2.formulas import PlainWeights, Sizes
 from pellucid.gpt2.mistakes import known_mistakes
 from pellucid.gpt2.parts import RIGHT, run_parts
-from pellucid.prove import comparison, probes, runs
+from pellucid.prove import causes, comparison, probes, runs
 from pellucid.prove.units import units_of
 
 SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 3, "n_head": 3}
@@ -448,3 +448,14 @@ def test_a_constant_keeps_no_probe_away(one: pl.CkptedTransformer) -> None:
     found = pl.compare(one, made, IDS[:1]).first_divergence
     assert found is not None
     assert "shown on a probe of 2 x " in found.detail
+
+
+def test_few_mistakes_are_tried_beside_a_constant(one: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no more than 1e-8 differs, nearly every mistake that changes nothing leaves no more than that."""
+    made = RIGHTS["split"](one)
+    made.layers[-1].feed_in.register_forward_pre_hook(lambda _, args: (args[0] * (1 + 1e-8),))
+    tried: list[Any] = []
+    outcome = causes.Trials.outcome
+    monkeypatch.setattr(causes.Trials, "outcome", lambda self, suspect: tried.append(suspect) or outcome(self, suspect))
+    assert pl.compare(one, made, IDS).verdict == "different"
+    assert len(tried) < 2000

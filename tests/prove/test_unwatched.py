@@ -386,3 +386,34 @@ def test_a_program_that_keeps_something_is_right_only_once(small: pl.CkptedTrans
     assert report.verdict == "different"
     assert "run once more, after other runs" in str(report.first_divergence)
     assert pl.compare(small, course(small), IDS)
+
+
+class Writing(nn.Module):
+    """Changes the ids that it is given, before it reads them or when they were read, or the targets beside them."""
+
+    def __init__(self, model: pl.CkptedTransformer, when: str) -> None:
+        super().__init__()
+        self.model, self.when = pl.to_hf(model), when
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        if self.when == "before":
+            input_ids[:, 0] = 0
+        labels[:, :2] = -100  # which is usual
+        logits = self.model(input_ids).logits
+        if self.when == "after":
+            input_ids.clamp_(max=3)
+        return logits
+
+
+@pytest.mark.parametrize(("when", "says"), [("before", "its own relative error"), ("after", "writes into the ids")])
+def test_no_program_shares_its_ids_with_the_reference(when: str, says: str, small: pl.CkptedTransformer) -> None:
+    """Else both run on what the program made of them, and agree."""
+    ids = IDS.clone()
+    report = pl.compare(small, Writing(small, when), ids)
+    assert report.verdict == "different", report
+    assert says in str(report.first_divergence)
+    assert torch.equal(ids, IDS)
+
+
+def test_targets_are_the_program_s_to_change(small: pl.CkptedTransformer) -> None:
+    assert pl.compare(small, Writing(small, "never"), IDS)

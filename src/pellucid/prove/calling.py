@@ -69,7 +69,7 @@ def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, str, Any]:
     masked = any("mask" in parameter.name.lower() for parameter in _demanded(module, _taker(module)[0]))
     for call, words in calls(module):
         try:
-            made = call, words, call(module, ids)
+            made = call, words, call(module, ids.clone())  # it may write into what it is given
             if not masked or not _looks_ahead(module, ids, call, made[2]):
                 return made
             found = found or made
@@ -122,7 +122,7 @@ def _value(parameter: inspect.Parameter, ids: Tensor, mask: Mask) -> Any:
         return ids.size(1) if "len" in name and "past" not in name else kind != "bool" and 0
     if "pos" in name:
         return torch.arange(ids.size(1), device=ids.device).expand_as(ids)
-    return ids if name in TARGETS else None
+    return ids.clone() if name in TARGETS else None
 
 
 def guesses(module: nn.Module) -> str:

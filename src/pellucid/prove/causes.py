@@ -95,7 +95,8 @@ def confirmed_cause(evidence: Evidence) -> Cause | None:
         if cause is not None and cause.complete:
             return cause
         partial = partial or cause
-        nearly += [suspect] if cause is None and gap <= CONSTANT and not suspect.slight else []
+        near = gap <= CONSTANT and gap < trials.without / 2  # one that changes next to nothing is nearer to nothing
+        nearly += [suspect] if cause is None and near and not suspect.slight else []
     slight = [suspect for suspect in evidence.suspects if suspect.slight]
     if partial is not None:
         nearly = [] if partial.suspect is None or partial.harmless else [partial.suspect]

@@ -110,6 +110,7 @@ class Program:
     remarks: dict[str, None] = field(default_factory=dict)
     call: Call | None = None  # how it wants to be called; found at the first run
     threaded: bool = False  # whether it computes in other threads, where what widens operations is not in force
+    writes_into_ids: bool = False  # whether a run changed the ids that it was given
 
     def run(
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
@@ -177,7 +178,7 @@ class Program:
             entered.pop()
 
         with self.loan.taken() as module, torch.no_grad(), eagerly(), undisturbed(module):
-            call, ids = self.call or next(calls(module))[0], _taken_by(module, ids)
+            call, ids = self.call or next(calls(module))[0], _taken_by(module, ids).clone()
             for path, child in module.named_modules():
                 if not is_scripted(child):
                     child.register_forward_pre_hook(lambda *_, path=path: entered.append(path))
@@ -197,9 +198,12 @@ class Program:
             self.remarks |= {words: None} if words else {}
             if 1 < ids.size(0) == ids.size(1):
                 with contextlib.suppress(Exception):  # whatever a foreign forward raises: it may take one shape
-                    self._logits(self.call(module, ids[:1]), ids[:1])  # which axis is which, as a remark
+                    self._logits(self.call(module, ids[:1].clone()), ids[:1])  # which axis is which, as a remark
             return output
-        return self.call(module, ids)
+        given = ids.clone()
+        output = self.call(module, given)
+        self.writes_into_ids |= not torch.equal(given, ids)
+        return output
 
     def _logits(self, output: Any, ids: Tensor) -> Tensor:
         if isinstance(self.loan.module, CkptedTransformer):  # all of its vocabulary: it says how long that is
