@@ -162,8 +162,8 @@ def _largest(values: list[float]) -> float:
     return math.nan if any(map(math.isnan, values)) else max(values)
 
 
-_IN_CACHE = 1 << 18
-"""Values that are summed at a time, so that they stay in the cache."""
+_IN_CACHE = 1 << 16
+"""Values that are summed at a time, so that they stay in the cache, also squared: 0.6 of the time of 2^18."""
 
 Fingerprint = tuple[int, int]
 
