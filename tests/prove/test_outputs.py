@@ -70,6 +70,48 @@ def test_layouts_are_judged(name: str, wrong: str, small: pl.CkptedTransformer) 
     assert wrong == "" or "gelu instead of gelu_new" in str(report.first_divergence)
 
 
+def columns(make: Callable[..., nn.Module], model: pl.CkptedTransformer, *args: Any) -> nn.Module:
+    """A program of ids [P, B], as torch's own layers read them by default."""
+    made = Returning(make(model, *args), lambda x: x.transpose(0, 1))
+    made.register_forward_pre_hook(lambda _, given: (given[0].T,))
+    return made
+
+
+@pytest.mark.parametrize("ids", [IDS[:1], IDS, IDS[:1, :1]])
+def test_texts_may_be_columns(ids: Tensor, small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, columns(course, small), ids)
+    assert report.verdict == "equivalent", report
+    assert "positions before batch rows, which is how it reads them" in " ".join(report.notes)
+    assert "gelu instead of" in str(pl.compare(small, columns(course, small, "erf gelu"), IDS).first_divergence)
+
+
+def test_attention_over_rows_is_no_text_in_a_column(small: pl.CkptedTransformer) -> None:
+    """Who forgets `batch_first=True` attends to other texts; positions show which axis is which."""
+    made = course(small)
+    for block in made.blocks:
+        block.attn.register_forward_pre_hook(lambda _, args: (args[0].transpose(0, 1), *args[1:]))
+        block.attn.register_forward_hook(lambda _, args, out: out.transpose(0, 1))
+    found = pl.compare(small, made, IDS).first_divergence
+    assert found is not None
+    assert (found.cause or "").startswith("attention over batch rows")
+
+
+def test_one_text_after_another(small: pl.CkptedTransformer) -> None:
+    def one(x: Tensor) -> Tensor:
+        return x[0]
+
+    def alone(_: Any, given: tuple[Tensor]) -> tuple[Tensor]:
+        (ids,) = given
+        assert ids.dim() == 1
+        return (ids[None],)
+
+    made = Returning(course(small), one)
+    made.register_forward_pre_hook(alone)
+    report = pl.compare(small, made, IDS)
+    assert report.verdict == "equivalent", report
+    assert "one text [P]" in " ".join(report.notes)
+
+
 def test_positions_that_are_all_there_are_no_row_of_coverage(small: pl.CkptedTransformer) -> None:
     report = pl.compare(small, pl.to_hf(small), IDS)
     assert report.verdict == "identical"

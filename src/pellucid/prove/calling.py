@@ -57,6 +57,7 @@ def calls(module: nn.Module) -> Iterator[tuple[Call, str]]:
             yield lambda module, ids, mask=mask: module(ids, **_beside(module, ids, name, mask)), words
     yield lambda module, ids: module(input_ids=ids), ""
     yield lambda module, ids: module({"input_ids": ids, "attention_mask": torch.ones_like(ids)}), ""
+    yield lambda module, ids: [module(row) for row in ids], "it takes one text [P], and was given one after another"
 
 
 def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, str, Any]:
@@ -167,6 +168,9 @@ def is_headless(module: nn.Module) -> bool:
     bases, kinds = {family.in_transformers.base for family in FAMILIES}, type(unwrapped(module)).__mro__
     return any(kind.__name__ in bases and kind.__module__.startswith("transformers.") for kind in kinds)
 
+
+COLUMNS = "it was given ids with positions before batch rows, which is how it reads them"
+"""What is remarked of a program whose texts are the columns of its ids."""
 
 TURNED = "the logits came with positions before batch rows"
 """What is remarked of a program that gives [P, B, V]; of as many rows as positions, it cannot be seen."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.numerics.products import is_batched
-from pellucid.prove.calling import TURNED, Call, calls, guesses, is_headless, read_answer, working_call
+from pellucid.prove.calling import COLUMNS, TURNED, Call, calls, guesses, is_headless, read_answer, working_call
 from pellucid.prove.copies import eagerly, is_scripted, quietly, seed, undisturbed
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, ModuleSite
@@ -111,6 +111,7 @@ class Program:
     call: Call | None = None  # how it wants to be called; found at the first run
     threaded: bool = False  # whether it computes in other threads, where what widens operations is not in force
     writes_into_ids: bool = False  # whether a run changed the ids that it was given
+    turned: bool = False  # whether it is given ids [P, B]
 
     def run(
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
@@ -170,6 +171,18 @@ class Program:
             seed(number)
             return [self._logits(self._output(module, ids), ids) for ids in batches]
 
+    def turn(self) -> bool:
+        """Give a program ids [P, B] from here on, if columns are its texts, in what it attends to and in positions."""
+        ids = torch.arange(6).view(2, 3) % len(self.head)
+        with contextlib.suppress(Exception):  # whatever a foreign forward raises
+            changed = (self.plain(ids) != self.plain((ids + 1).where(ids == 0, ids))).any(-1)
+            first, second = self.plain(ids * 0)  # one token everywhere
+            placed = 1e-3 * float((first - second).abs().max()) > float((first - first[:1]).abs().max())
+            self.turned = placed and bool(changed[1, 0]) and not bool(changed[:, 1:].any())
+        if self.turned:
+            self.remarks = {COLUMNS: None}
+        return self.turned
+
     def failure(self, ids: Tensor, error: Exception) -> str:
         """What a run raises, and in which module; `error` itself if a run with hooks raises nothing."""
         entered: list[str] = []
@@ -178,7 +191,7 @@ class Program:
             entered.pop()
 
         with self.loan.taken() as module, torch.no_grad(), eagerly(), undisturbed(module):
-            call, ids = self.call or next(calls(module))[0], _taken_by(module, ids).clone()
+            call, ids = self.call or next(calls(module))[0], self._taken_by(module, ids).clone()
             for path, child in module.named_modules():
                 if not is_scripted(child):
                     child.register_forward_pre_hook(lambda *_, path=path: entered.append(path))
@@ -192,7 +205,7 @@ class Program:
         return f"{where}{type(error).__name__}: {first}{guesses(self.loan.module)}"
 
     def _output(self, module: nn.Module, ids: Tensor) -> Any:
-        ids = _taken_by(module, ids)
+        ids = self._taken_by(module, ids)
         if self.call is None:
             self.call, words, output = working_call(module, ids)
             self.remarks |= {words: None} if words else {}
@@ -205,20 +218,19 @@ class Program:
         self.writes_into_ids |= not torch.equal(given, ids)
         return output
 
+    def _taken_by(self, module: nn.Module, ids: Tensor) -> Tensor:
+        """Ids where a module is, none of which a model of ours takes for a pad."""
+        places = (parameter.device for parameter in module.parameters() if not parameter.is_meta)
+        return without_pads((ids.T if self.turned else ids).to(next(places, ids.device)))
+
     def _logits(self, output: Any, ids: Tensor) -> Tensor:
         if isinstance(self.loan.module, CkptedTransformer):  # all of its vocabulary: it says how long that is
             return output.detach().clone()
         b, p = ids.shape
-        turned = TURNED in self.remarks
+        turned = self.turned or TURNED in self.remarks
         answer = read_answer(output, (b, p), self.head, headless=is_headless(self.loan.module), turned=turned)
         self.remarks |= dict.fromkeys(answer.remarks)
         return answer.values.detach().clone()
-
-
-def _taken_by(module: nn.Module, ids: Tensor) -> Tensor:
-    """Ids where a module is, none of which a model of ours takes for a pad."""
-    places = (parameter.device for parameter in module.parameters() if not parameter.is_meta)
-    return without_pads(ids.to(next(places, ids.device)))
 
 
 class _EndedError(BaseException):
