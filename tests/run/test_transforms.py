@@ -162,3 +162,46 @@ def test_ids_that_are_read_under_vmap_are_noticed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(batching, "is_batched", lambda ids: False)
     with pytest.raises(RuntimeError, match="vmap"):
         test_the_loss_of_each_sample_is_that_of_its_own_run()
+
+
+@pytest.mark.parametrize("switched_off", [torch.inference_mode, torch.no_grad])
+def test_what_needs_gradients_records_them_whatever_is_switched_off(switched_off: Callable[[], Any]) -> None:
+    model, more = support.glass(), {"metric": pl.metrics.logit(7)}
+
+    def found() -> list[Tensor]:
+        logits = model.run_with_ckpts(IDS, grads=True)[0]
+        assert logits is not None
+        (slope,) = torch.autograd.grad(logits, [model.embed.W_E], torch.ones_like(logits))
+        by_gradient = pl.attribution.gradient(model, IDS, IDS.flip(1), "attn.ckpt_z", over=("layer",), **more)
+        edges = pl.attribution.edges(model, IDS, IDS.flip(1), **more)
+        lens = pl.lens.TunedLens.fit(model, [[1, 2, 3], [4, 5]], seed=0)
+        return [slope, torch.as_tensor(by_gradient.values), torch.as_tensor(edges.values).nan_to_num(), lens.losses]
+
+    plain = found()
+    with switched_off():
+        again = found()
+    assert all(map(torch.equal, plain, again))
+
+
+def test_what_was_made_in_inference_mode_is_run_with_gradients_outside() -> None:
+    model = support.glass()
+    with torch.inference_mode():
+        batch = model.tokenize([[1, 2, 3], [4, 5]])
+        ckpts = model.run_with_ckpts(batch, names="resid_pre")[1]
+        cache = pl.KeyValueCache(model.config, 2)
+        caches = [cache, cache.fork()]
+    model.loss(batch).backward()
+    slope = model.grad("blocks.0.attn.W_Q").clone()
+    model.zero_grad()
+    model.loss([[1, 2, 3], [4, 5]]).backward()
+    assert torch.equal(slope, model.grad("blocks.0.attn.W_Q"))
+    name, value = "blocks.1.resid_pre", ckpts["blocks.1.resid_pre"]
+    for runs in (
+        {"start_at": (name, value)},
+        {"edits": pl.Edit.scale(name, value)},
+        {"edits": pl.Edit.patch(name, ckpts)},
+    ):
+        logits = model.run_with_ckpts(batch, grads=True, **runs)[0]
+        assert logits is not None
+        logits.sum().backward()
+    assert all(torch.equal(model(batch, cache=one), model(batch)) for one in caches)

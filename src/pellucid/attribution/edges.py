@@ -20,6 +20,7 @@ from pellucid.circuits.ablations import EMBEDDED, KINDS, Ablations, Choices, wri
 from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, Edge, Graph
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
+from pellucid.numerics.products import recorded
 from pellucid.patching.measured_runs import Direction, Texts, require_room
 from pellucid.patching.paths import MLP_OUT, Z
 from pellucid.run.activations import ActivationCkpts
@@ -37,6 +38,7 @@ ATTN_NORM, MLP_NORM = "ln1.ckpt_normalized", "ln2.ckpt_normalized"
 
 
 @told("edges: interrupted, nothing was measured")
+@recorded()
 def edges(
     model: CkptedTransformer,
     clean: Inputs,

@@ -19,6 +19,7 @@ from pellucid.check import require_one_of, require_seed, require_whole
 from pellucid.errors import InputError, NumericsError
 from pellucid.metrics import Metric, measured
 from pellucid.names.aliases import Names
+from pellucid.numerics.products import recorded
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.measured_runs import Direction, Measured, Texts, patches, require_room, results
 from pellucid.patching.reruns import Base, Rerun
@@ -40,6 +41,7 @@ QUERY, KEY = "attn.ckpt_q", "attn.ckpt_k"
 
 
 @told("gradient: interrupted, nothing was measured")
+@recorded()
 def gradient(
     model: CkptedTransformer,
     clean: Inputs,

@@ -16,6 +16,7 @@ from pellucid.corpus.sink import Progress
 from pellucid.errors import InputError, shown
 from pellucid.family.network import Network
 from pellucid.lens.readout import Readout, divergence, readout
+from pellucid.numerics.products import recorded
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
@@ -55,6 +56,7 @@ class TunedLens:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
+    @recorded()
     def fit(
         cls,
         model: CkptedTransformer,

@@ -85,6 +85,20 @@ def ordinary_tensors() -> Generator[None]:
         yield
 
 
+@contextmanager
+def recorded() -> Generator[None]:
+    """Gradients are recorded inside, whatever the caller switched off: many notebooks begin by switching them off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def recordable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if `torch.inference_mode` was on when it was made: a backward pass could not keep it."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return tensor
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def is_batched(tensor: Tensor) -> bool:
     """Whether `torch.func.vmap` runs several samples as this tensor, at whatever depth of transforms."""
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]

@@ -80,8 +80,9 @@ class KeyValueCache:
         try:
             torch.empty(0, dtype=dtype, device=device)
             remedy = _FEWER  # there is such a device
-            self.content = torch.empty(shape, dtype=dtype, device=device)
-            self.mask = torch.zeros(texts, room, dtype=torch.bool, device=device)
+            with torch.inference_mode(False):  # or it could not be written to outside
+                self.content = torch.empty(shape, dtype=dtype, device=device)
+                self.mask = torch.zeros(texts, room, dtype=torch.bool, device=device)
         except torch.OutOfMemoryError:  # of an accelerator: it says how much is taken and free
             raise
         except (RuntimeError, TypeError, AssertionError) as problem:  # torch has a class for each kind of device
@@ -200,8 +201,9 @@ class KeyValueCache:
             )
         made = object.__new__(KeyValueCache)
         layers, two, texts, heads, _, width = self.content.shape
-        made.content = self.content.new_empty(layers, two, texts * copies, heads, room, width)
-        made.mask = self.mask.new_zeros(texts * copies, room)
+        with torch.inference_mode(False):
+            made.content = self.content.new_empty(layers, two, texts * copies, heads, room, width)
+            made.mask = self.mask.new_zeros(texts * copies, room)
         made.length = self.length
         filled = self.content[..., : self.length, :].repeat_interleave(copies, 2)
         made.content[..., : self.length, :] = filled

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import EditError
+from pellucid.numerics.products import recordable
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, Region, take
 from pellucid.schema import POSITIONS, Axes, Axis
@@ -111,7 +112,7 @@ def fitting(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
         if value.dim() >= from_right and value.size(-from_right) > part.size(site.pos_axis):
             value = value.index_select(-from_right, torch.tensor(site.chosen, device=value.device))
     try:
-        return torch.as_tensor(value, dtype=part.dtype, device=part.device).expand(part.shape)
+        return recordable(torch.as_tensor(value, dtype=part.dtype, device=part.device)).expand(part.shape)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise misfit(f"edit at {site.name}", expected(given, part, site)) from error

@@ -24,7 +24,7 @@ from pellucid.names.aliases import Names
 from pellucid.names.attributes import MODEL
 from pellucid.names.calls import OPENING, SAVING, named_arguments, named_methods
 from pellucid.numerics.freed_memory import LITTLE, keep_freed
-from pellucid.numerics.products import Execution
+from pellucid.numerics.products import Execution, recorded
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.cache import KeyValueCache, continued
 from pellucid.run.edit import Edit
@@ -329,7 +329,7 @@ class CkptedTransformer(GeneratingTransformer):
         if last is not None:
             taps.append(StopAfter(last))
         logits = None
-        with torch.set_grad_enabled(grads), suppress(Stopped):
+        with recorded() if grads else torch.no_grad(), suppress(Stopped):
             logits = self(batch, tap=Chain(taps) if len(taps) > 1 else recorder, start_at=start_at)
         edit_tap.check_fired()
         recorder.check_fired()

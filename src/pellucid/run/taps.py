@@ -13,6 +13,7 @@ from pellucid.family.network import Network
 from pellucid.family.part import Part, submodules
 from pellucid.names import aliases
 from pellucid.names.aliases import Names, selected, several
+from pellucid.numerics.products import recordable
 from pellucid.run.changes import Site
 from pellucid.run.edit import Edit
 from pellucid.run.region import Region, take
@@ -194,7 +195,7 @@ def beginning(start_at: Start, schema: Schema, batch: Batch, like: Tensor) -> tu
             code="start-value",
             remedy="Give a value for each token of the batch, pads included, such as a captured resid_pre.",
         )
-    return name, (int(block), value.to(device=like.device, dtype=like.dtype))
+    return name, (int(block), recordable(value.to(device=like.device, dtype=like.dtype)))
 
 
 def unchecked_beginning(start_at: Start) -> tuple[int, Tensor]:

@@ -15,6 +15,7 @@ from pellucid.errors import InputError, visible
 from pellucid.family.json_config import Config
 from pellucid.html.listing import Listed, Listing, counted
 from pellucid.names.calls import named_arguments
+from pellucid.numerics.products import recordable
 from pellucid.schema import POSITIONS, Axis, coordinate
 from pellucid.text.borrowed import no_tokenizer
 from pellucid.text.tokenizer import Tokenizer
@@ -105,10 +106,11 @@ class Batch(Listed):
         return values[torch.arange(len(last), device=last.device), last][:, None]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device; itself if it is there."""
-        if all(tensor.device == torch.device(device) for tensor in (self.ids, self.mask, self.positions)):
+        """The same batch on a device; itself if it is there and a backward pass, if one may follow, can keep it."""
+        mine = (self.ids, self.mask, self.positions)
+        ids, mask, positions = (recordable(tensor.to(device)) for tensor in mine)
+        if ids is self.ids and mask is self.mask and positions is self.positions:
             return self
-        ids, mask, positions = (tensor.to(device) for tensor in (self.ids, self.mask, self.positions))
         moved = Batch(ids, mask, positions, self.tokenizer, self.labels, self.checked)
         return moved.known(padded=self.padded)
 
