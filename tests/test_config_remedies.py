@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -16,6 +17,7 @@ import pellucid as pl
 import samples
 import support
 from following import Case, follow, params
+from offloading import brought_back, moved_by_accelerate
 from pellucid.open import BUNDLED
 
 Here = SimpleNamespace
@@ -102,14 +104,13 @@ def _mended() -> pl.CkptedTransformer:
     return model
 
 
-def _meta(*, home: str = "") -> pl.CkptedTransformer:
+def _meta() -> pl.CkptedTransformer:
     with torch.device("meta"):
-        model = pl.CkptedTransformer(_config())
-    if home:  # as accelerate marks what it keeps elsewhere
-        homes = {name: torch.device(home) for name, _ in model.named_parameters()}
-        moving = SimpleNamespace(offload=True, original_devices=homes)
-        vars(model)["_hf_hook"] = SimpleNamespace(hooks=(SimpleNamespace(offload=False), moving))
-    return model
+        return pl.CkptedTransformer(_config())
+
+
+def _away(home: str) -> Any:
+    return moved_by_accelerate(copy.deepcopy(support.reference()), home)
 
 
 def _filled(weights: dict[str, torch.Tensor]) -> pl.CkptedTransformer:
@@ -269,10 +270,10 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: pl.compare(h.model, Program(lazy=True, run=True))),
         Case(lambda h: pl.compare(h.model, _saved_and_read(h, "meta")), "map_location='cpu'",
              lambda h: pl.compare(h.model, _saved_and_read(h, "cpu"))),
-        Case(lambda h: pl.compare(h.model, _meta(home="cpu")), "accelerate.hooks.remove_hook_from_module",
-             lambda h: pl.compare(h.model, _filled(h.model.state_dict()))),
-        Case(lambda h: pl.compare(h.model, _meta(home="meta")), "open the model again without device_map",
-             lambda h: pl.compare(h.model, _filled(h.model.state_dict()))),
+        Case(lambda h: pl.compare(h.model, _away("cpu")), "accelerate.hooks.remove_hook_from_module",
+             lambda h: pl.compare(h.model, brought_back(_away("cpu")))),
+        Case(lambda h: pl.compare(h.model, _away("meta")), "open the model again without device_map",
+             lambda h: pl.compare(h.model, support.reference())),
         Case(lambda h: pl.compare(h.model, _meta()),
              "model.to_empty(device='cpu'), then model.load_state_dict(weights)",
              lambda h: pl.compare(h.model, _filled(h.model.state_dict()))),

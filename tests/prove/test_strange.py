@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 import support
-from pellucid.prove import held
+from pellucid.numerics.dense import filled
 
 SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 1, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
@@ -89,7 +89,7 @@ class Packed(torch.Tensor):
 
 def test_packed_weights_are_read_by_what_they_stand_for_or_refused_by_name() -> None:
     eighths = torch.tensor([[1.0, 0.5, 0.25]])
-    found = held.filled(Packed.of(eighths))
+    found = filled(Packed.of(eighths))
     assert found is not None
     assert torch.equal(found, eighths)
     model = nn.Linear(3, 1)

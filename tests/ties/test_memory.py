@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pellucid.ties.memory import Named, clusters, coverage, equal_groups, shared_groups
+from pellucid.ties.memory import Named, clusters, coverage, equal_groups, same_place, shared_groups
 
 MEMORY = torch.arange(24.0)
 
@@ -93,6 +93,7 @@ def test_a_nan_is_equal_to_the_same_nan() -> None:
 def test_meta_tensors_share_by_storage() -> None:
     a = torch.empty(3, 4, device="meta")
     named = [Named("a", a), Named("b", a.detach()), Named("c", torch.empty(3, 4, device="meta")), Named("d", a[1:])]
+    assert [same_place(a, one.tensor) for one in named] == [True, True, False, False]
     assert [[one.name for one in cluster] for cluster in clusters(named)] == [["a", "b", "d"], ["c"]]
     assert equal_groups(clusters(named)) == []
 

@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 
+from offloading import brought_back, moved_by_accelerate
 from pellucid.numerics.rounding import same_numbers
 from pellucid.ties import audit_ties
 from ties import cases
@@ -77,16 +78,6 @@ class Adapted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base_layer(x) + self.up(self.down(x))
-
-
-class AlignDevicesHook:
-    """Stands for accelerate's hook that moves tensors to where a module runs."""
-
-
-def _moved_by_accelerate(model: Any) -> None:
-    for module in model.modules():
-        module._hf_hook, module._old_forward = AlignDevicesHook(), module.forward
-        module.forward = lambda *given, own=module.forward, **named: own(*given, **named)
 
 
 def of_class(cls: Any, then: Callable[[Any], object] = lambda model: None, **fields: Any) -> Callable[[], Any]:
@@ -181,7 +172,10 @@ ODD: dict[str, Callable[[], Any]] = {
     "equal when rounded": of_class(GPT2, _equal_in_half),
     "an embedding in float16": of_class(GPT2, _halved_embedding, tie_word_embeddings=False),
     "own numbers, configuration tied": of_class(GPT2, _says(True), tie_word_embeddings=False),
-    "forwards that accelerate put around modules": of_class(GPT2, _moved_by_accelerate),
+    "forwards that accelerate put around modules": of_class(GPT2, moved_by_accelerate),
+    "forwards that accelerate left in modules": of_class(
+        GPT2, lambda model: brought_back(moved_by_accelerate(model, "cpu"))
+    ),
     "an adapter around the head": of_class(GPT2, lambda model: setattr(model, "lm_head", Adapted(model.lm_head))),
     "an adapter around the head, untied": of_class(
         GPT2, lambda model: setattr(model, "lm_head", Adapted(model.lm_head)), tie_word_embeddings=False

@@ -14,6 +14,7 @@ from torch import nn
 import pellucid as pl
 import support
 from following import Case, follow, params
+from offloading import brought_back, moved_by_accelerate
 from pellucid.ties import audit_ties
 from ties import cases
 
@@ -55,7 +56,28 @@ def _mended(model: Any) -> Any:
     return built
 
 
+def _away(home: str = "cpu") -> Any:
+    return moved_by_accelerate(cases.small(), home)
+
+
+def _on_meta() -> Any:
+    with torch.device("meta"):
+        return _of(transformers.GPT2LMHeadModel)
+
+
 REMEDIES: dict[str, list[Case]] = {
+    "meta-device": [
+        Case(lambda h: audit_ties(_away()), "remove_hook_from_module(model, recurse=True)",
+             lambda h: audit_ties(brought_back(_away()))),
+        Case(lambda h: pl.save_hf(_away(), h.folder / "c"), "accelerate.hooks.remove_hook_from_module",
+             lambda h: pl.save_hf(brought_back(_away()), h.folder / "c")),
+        Case(lambda h: pl.save_hf(_away("meta"), h.folder / "c"), "open the model again without device_map",
+             lambda h: pl.save_hf(cases.small(), h.folder / "c")),
+        Case(lambda h: pl.untie(_away()), "recurse=True) brings them back",
+             lambda h: pl.untie(brought_back(_away()), verify=True)),
+        Case(lambda h: pl.save_hf(_on_meta(), h.folder / "c"), "Load its weights first",
+             lambda h: pl.save_hf(cases.small(), h.folder / "c")),
+    ],
     "not-a-transformers-model": [
         Case(lambda h: pl.save_hf(pl.load(), h.folder / "a"), "save_pretrained, which transformers reads",
              lambda h: (pl.load().save_pretrained(h.folder / "a"),

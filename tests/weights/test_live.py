@@ -23,6 +23,7 @@ from transformers.models.gpt2 import modeling_gpt2
 from transformers.pytorch_utils import Conv1D
 
 import pellucid as pl
+from offloading import brought_back, moved_by_accelerate
 from pellucid import open as opening
 from pellucid.gpt2.family import GPT2
 from pellucid.weights import foreign, living
@@ -798,6 +799,16 @@ def test_a_remedy_that_is_followed_helps(name: str) -> None:
     if name in CHANGED_AT and "hook" not in name:
         assert f"get_submodule({CHANGED_AT[name]!r})" in caught.value.remedy
     assert same_logits(pl.from_hf(follow(name, hf)), hf)
+
+
+@pytest.mark.remedy("hf-patched-forward")
+def test_tensors_that_accelerate_keeps_elsewhere_are_brought_back_or_opened_again() -> None:
+    for home, said in (("cpu", "recurse=True) brings them back"), ("meta", "open the model again without device_map")):
+        with pytest.raises(pl.WeightsError) as caught:
+            pl.from_hf(moved_by_accelerate(small_hf(), home))
+        assert caught.value.code == "hf-patched-forward"
+        assert said in caught.value.remedy
+    assert same_logits(pl.from_hf(brought_back(moved_by_accelerate(small_hf(), "cpu"))), small_hf())
 
 
 def _without(path: str, name: str, value: Any = None, *, gone: bool = False) -> Callable[[Any], None]:

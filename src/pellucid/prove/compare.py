@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, overload
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -18,6 +17,7 @@ from pellucid.check import require_tree
 from pellucid.errors import InputError, shown
 from pellucid.html.listing import counted
 from pellucid.names.calls import COMPARING, named_arguments
+from pellucid.numerics.dense import bring_back
 from pellucid.numerics.freed_memory import LITTLE, keep_freed
 from pellucid.numerics.products import ordinary_tensors
 from pellucid.numerics.rounding import relative_error, same_bits
@@ -133,33 +133,17 @@ def require_values(side: Tensor | nn.Module | Mapping[str, Tensor]) -> tuple[str
     empty = [name for name, tensor in held.items() if tensor.is_meta]
     if not empty:
         return ()
-    homes = _taken_away(side) if isinstance(side, nn.Module) else {}
-    away = [homes[name] for name in empty if name in homes]
+    away = bring_back(side) if isinstance(side, nn.Module) else ""
     if isinstance(side, nn.Module) and not away and len(empty) < len(held) and runs_without_meta(side):
         return (f"on the meta device, where nothing has values, and not read in a run of two ids: {shown(empty)}",)
     raise InputError(
         f"compare: {shown(empty[0])} of {type(side).__name__} is on the meta device and has no values"
         f" ({len(empty)} of {len(held)} tensors are).",
         code="compare-no-values",
-        remedy="accelerate keeps them on a disk: open the model again without device_map."
-        if any(home.type == "meta" for home in away)
-        else "accelerate keeps them: accelerate.hooks.remove_hook_from_module(model, recurse=True) brings them back."
-        if away
-        else "Give it values first: model.to_empty(device='cpu'), then model.load_state_dict(weights)."
+        remedy=away or "Give it values first: model.to_empty(device='cpu'), then model.load_state_dict(weights)."
         if isinstance(side, nn.Module)
         else "Give tensors with values, such as torch.load(file, map_location='cpu') returns.",
     )
-
-
-def _taken_away(module: nn.Module) -> dict[str, torch.device]:
-    """Where accelerate's hooks put what they keep elsewhere when they are removed, by name; meta if they cannot."""
-    found: dict[str, torch.device] = {}
-    for path, child in module.named_modules(remove_duplicate=False):
-        hook: Any = vars(child).get("_hf_hook")
-        for one in getattr(hook, "hooks", (hook,)):
-            homes = getattr(one, "original_devices", {}) if getattr(one, "offload", False) else {}
-            found |= {f"{path}.{name}".lstrip("."): torch.device(home) for name, home in homes.items()}
-    return found
 
 
 def mode_note(name: str, module: nn.Module, ids: Tensor, head: Tensor) -> list[str]:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pellucid.family.json_config import Config
+from pellucid.numerics.dense import has_memory
 from pellucid.numerics.dispatch import DispatchMode
 from pellucid.prove.alignment import Match
-from pellucid.prove.held import has_memory
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights.own_file import ALIGNMENT

@@ -16,12 +16,13 @@ from torch import Tensor
 from pellucid.errors import InputError
 from pellucid.family.families import family_of
 from pellucid.family.layout import HEAD as UNEMBED
+from pellucid.numerics.dense import filled
 from pellucid.prove.about import distance_of
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.comparison import Comparison, Progress
 from pellucid.prove.divergences import Sides, first_changed, rows_more, with_changes
-from pellucid.prove.held import filled, held_in
+from pellucid.prove.held import held_in
 from pellucid.prove.report import ComparisonReport, Divergence, ParameterRow, describe_difference, relative_changes
 from pellucid.prove.sides import Pair, Side, reference_of, references_of, unknown
 from pellucid.prove.tensors import TensorComparison, compare_tensors, known_buffers

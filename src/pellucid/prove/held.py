@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pellucid.check import attribute
 
@@ -83,30 +82,6 @@ def _inside(value: Any, name: str, seen: set[int], deep: int) -> dict[str, Tenso
     for key, item in items.items():
         found |= _inside(item, f"{name}.{key}", seen, deep - 1)
     return found
-
-
-def has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor's values lie in memory as strides say: no sparse one, and none of several sizes."""
-    if tensor.layout != torch.strided or tensor.is_nested or is_traceable_wrapper_subclass(tensor):
-        return False
-    try:
-        tensor.data_ptr()
-    except RuntimeError:  # of a subclass that is a wrapper around others
-        return False
-    return True
-
-
-def filled(tensor: Tensor) -> Tensor | None:
-    """A tensor with every value in memory, a sparse or quantized one multiplied out; None if it cannot be."""
-    if has_memory(tensor) and not tensor.is_quantized:
-        return tensor
-    try:
-        with torch.no_grad():
-            quantized = tensor.is_quantized or type(tensor).dequantize is not Tensor.dequantize  # as torchao's are
-            made = tensor.dequantize() if quantized else tensor.detach().to_dense()
-    except (RuntimeError, NotImplementedError):
-        return None
-    return made if has_memory(made) else None
 
 
 ROUNDING = 8

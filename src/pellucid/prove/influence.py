@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from pellucid.family.layout import EMBED
 from pellucid.family.layout import HEAD as UNEMBED
+from pellucid.numerics.dense import filled
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, same_bits
 from pellucid.prove.aligning import NEAR, align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.copies import is_scripted
-from pellucid.prove.held import Computed, all_in, computed_in, filled, held_in, hidden_in, with_computed
+from pellucid.prove.held import Computed, all_in, computed_in, held_in, hidden_in, with_computed
 from pellucid.prove.lending import Loan, read_in
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import DOUBLE, Program, WatchedModel

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from pellucid.numerics.dense import has_memory
 from pellucid.numerics.dispatch import DispatchMode
 from pellucid.prove.calling import working_call
 from pellucid.prove.copies import (
@@ -29,7 +30,7 @@ from pellucid.prove.copies import (
     undisturbed,
     writes_as_it_looks_up,
 )
-from pellucid.prove.held import all_in, has_memory, hold
+from pellucid.prove.held import all_in, hold
 
 
 class Loan:

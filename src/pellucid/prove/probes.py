@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from pellucid.check import attribute
 from pellucid.family.network import Run
+from pellucid.numerics.dense import has_memory
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, same_bits, size_of
 from pellucid.prove.about import Reach
 from pellucid.prove.causes import COARSE
 from pellucid.prove.copies import quietly
-from pellucid.prove.held import has_memory
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import DOUBLE, Conditions, Glass
 from pellucid.prove.trial import MARGIN, Trial, step_of

@@ -19,10 +19,11 @@ from pellucid.family.families import FAMILIES, family_of
 from pellucid.family.json_config import Config
 from pellucid.family.layout import EMBED
 from pellucid.family.part import Weights
+from pellucid.numerics.dense import filled, not_dense
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.open import from_hf, load, to_hf
 from pellucid.prove.about import SEED, RunInputs, name_of
-from pellucid.prove.held import computed_in, computes, filled, with_computed
+from pellucid.prove.held import computed_in, computes, with_computed
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import DOUBLE, Glass, Program
@@ -93,14 +94,14 @@ def with_values(tensor: Tensor, name: str) -> Tensor:
     """A tensor with every value in memory, a sparse or quantized one multiplied out."""
     if tensor.is_meta or nn.parameter.is_lazy(tensor):  # refused by `require_values`, which says more
         return tensor
-    made = filled(tensor)
-    if made is None:
+    made, kind = filled(tensor), not_dense(tensor)
+    if made is None and kind is not None:
         raise InputError(
-            f"compare: {shown(name)} is a {type(tensor).__name__} whose values cannot be read one by one.",
+            f"compare: {shown(name)} is {kind.said}, and its values cannot be read one by one.",
             code="compare-no-values",
-            remedy="Give plain tensors; of a nested one, its parts: tensor.unbind().",
+            remedy=kind.remedy(),
         )
-    return made
+    return tensor if made is None else made
 
 
 def _load(name: str | Path, options: LoadOptions) -> CkptedTransformer:

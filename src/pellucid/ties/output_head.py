@@ -22,6 +22,7 @@ from pellucid.ties.subject import (
     is_hf,
     live_subject,
     plain_linear,
+    require_here,
     weight_names,
 )
 from pellucid.weights.foreign import unwrapped
@@ -250,7 +251,10 @@ def head_of(model: nn.Module) -> OutputHead:
             code="no-head",
             remedy="Give a model of pellucid, or one of transformers with get_output_embeddings().",
         )
-    return OutputHead(inner, head, embedding)
+    found = OutputHead(inner, head, embedding)
+    if any(tensor is not None and tensor.is_meta for tensor in (found.embedding, found.own)):
+        require_here("a change of the head", inner)
+    return found
 
 
 def has_no_bias(linear: nn.Linear) -> bool:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from pellucid import atomic
 from pellucid.check import path_of
 from pellucid.errors import InputError, PellucidWarning, WeightsError
+from pellucid.family.part import require_numbers
 from pellucid.names.calls import SAVING, named_arguments
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.audit import TieAudit, audit_ties
 from pellucid.ties.memory import Named, clusters
 from pellucid.ties.predict import equal, predict_ours
 from pellucid.ties.standins import of_a_disk, quiet, temporary_folder
-from pellucid.ties.subject import is_hf, remember
+from pellucid.ties.subject import is_hf, remember, require_here
 from pellucid.weights import saves
 from pellucid.weights.foreign import unwrapped
 
@@ -86,6 +87,8 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
             code="not-a-transformers-model",
             remedy="Models of pellucid have save_pretrained, which transformers reads; others use torch.save.",
         )
+    require_here("save_hf", model)
+    require_numbers("save_hf", model.parameters())
     audit = audit_ties(model)
     if audit.after_reload.survives is not True:
         raise _refusal(audit, audit.after_reload.reason)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pellucid.check import require_tree
 from pellucid.errors import InputError, WeightsError
 from pellucid.family.rotary import Rotary
+from pellucid.numerics.dense import bring_back, has_memory, not_dense
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named
 
@@ -67,8 +67,10 @@ def runs_another(module: nn.Module) -> bool:
     """Whether a forward of somebody else's stands in a module; accelerate's, which only moves tensors, is none."""
     hook = vars(module).get("_hf_hook")
     moves = {type(one).__name__ for one in getattr(hook, "hooks", (hook,))} == {"AlignDevicesHook"}
-    own = getattr(vars(module).get("_old_forward"), "__func__", None) is type(module).forward
-    return "forward" in vars(module) and not (moves and own)
+    # accelerate leaves the class's own forward in a module whose hook it removes
+    forward = vars(module).get("_old_forward" if moves else "forward")
+    own = getattr(forward, "__func__", None) is type(module).forward
+    return "forward" in vars(module) and not (own and (moves or getattr(forward, "__self__", None) is module))
 
 
 def plain_linear(module: nn.Module | None) -> nn.Linear | None:
@@ -105,14 +107,9 @@ def remember(boxes: Iterable[dict[Any, Any]]) -> Callable[[], None]:
 def live_subject(model: nn.Module) -> Subject:
     """Describe a model in memory, which is only read; raise `InputError` if a module holds itself."""
     require_tree(model, "audit_ties")
+    require_here("audit_ties", model)
     named = tuple(_named(model))
-    packed = next((one for one in named if is_traceable_wrapper_subclass(one.tensor)), None)
-    if packed is not None:
-        raise WeightsError(
-            f"audit_ties: {packed.name} is a {type(packed.tensor).__name__}, whose numbers lie in other tensors.",
-            code="tensor-not-dense",
-            remedy="Give the model as it was before it was quantized or divided.",
-        )
+    _require_memory(named, "Give the model as it was before it was quantized or sharded.")
     trainable = tuple(model.parameters())
     what = type(model).__name__
     if isinstance(model, CkptedTransformer):
@@ -121,6 +118,29 @@ def live_subject(model: nn.Module) -> Subject:
     if is_hf(model):
         return Subject(f"{what} (transformers)", "hf", named, declared_by(model), trainable)
     return Subject(what, "module", named, Declared(), trainable)
+
+
+def require_here(verb: str, model: nn.Module) -> None:
+    """Refuse a model whose tensors accelerate keeps elsewhere: what stands in their place shares no memory."""
+    if remedy := bring_back(model):
+        raise WeightsError(
+            f"{verb}: tensors of {type(model).__name__} are on the meta device, which holds no numbers.",
+            code="meta-device",
+            remedy=remedy,
+        )
+
+
+def _require_memory(named: Iterable[Named], remedy: str = "") -> None:
+    """Refuse tensors whose numbers lie in others, unless by a layout: what these share is not seen."""
+    for one in named:
+        by_layout = one.tensor.layout != torch.strided and not one.tensor.is_nested
+        kind = None if by_layout or has_memory(one.tensor) else not_dense(one.tensor)
+        if kind is not None:
+            raise WeightsError(
+                f"audit_ties: {one.name} is {kind.said}, expected a tensor with memory of its own.",
+                code="tensor-not-dense",
+                remedy=remedy or kind.remedy(),
+            )
 
 
 def _named(model: nn.Module) -> Iterator[Named]:
@@ -182,4 +202,6 @@ def state_dict_subject(tensors: Mapping[Any, Any]) -> Subject:
             code="not-a-state-dict",
             remedy="Give model.state_dict(), or the part of the file that holds it.",
         )
-    return Subject("state dict", "state dict", tuple(Named(n, t) for n, t in tensors.items()), Declared())
+    named = tuple(Named(n, t) for n, t in tensors.items())
+    _require_memory(named)
+    return Subject("state dict", "state dict", named, Declared())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from pellucid.errors import WeightsError, some
+from pellucid.numerics.dense import bring_back
 from pellucid.numerics.products import DTYPES
 
 Classes = Mapping[str, tuple[type[nn.Module], ...]]
@@ -133,16 +134,17 @@ def runs_as(module: nn.Module | None, classes: tuple[type[nn.Module], ...]) -> b
     )
 
 
-def require_own_forwards(parts: Sequence[LiveModule]) -> None:
+def require_own_forwards(hf_model: nn.Module, parts: Sequence[LiveModule]) -> None:
     """Refuse a forward that was put in the place of transformers', in one module or in its class."""
     patched = [part.path or "the model" for part in parts if part.module is not None and _is_patched(part.module)]
     if patched:
         raise WeightsError(
             f"from_hf: {some(patched)} runs another forward than transformers'.",
             code="hf-patched-forward",
-            remedy="Undo the patch: `del module.forward` if a module was patched; accelerate.hooks."
-            "remove_hook_from_module(hf_model, recurse=True) or accelerator.unwrap_model(hf_model) if accelerate "
-            "did it; a new process if a class was patched.",
+            remedy=bring_back(hf_model)
+            or "Undo the patch: `del module.forward` if a module was patched; "
+            "accelerate.hooks.remove_hook_from_module(hf_model, recurse=True) or accelerator.unwrap_model(hf_model) if "
+            "accelerate did it; a new process if a class was patched.",
         )
 
 
@@ -266,10 +268,10 @@ def require_dense(tensors: dict[str, Tensor]) -> None:
 def require_plain_tensors(path: str, module: nn.Module) -> None:
     """Refuse a weight or a bias that is no parameter: computed from others, by pruning or a norm, or taken out."""
     _require_bias(path, module)
-    computed = [name for name in ("weight", "bias") if name in _computed(module)]
-    if not computed:
+    names = (name for name in ("weight", "bias") if name not in module._parameters)
+    name = next((name for name in names if getattr(module, name, None) is not None), None)
+    if name is None:
         return
-    name = computed[0]
     own = {*module._parameters, *module._buffers}
     held = {*own, *module._modules}
     undone_by = {
@@ -306,15 +308,6 @@ def _require_bias(path: str, module: nn.Module) -> None:
         code="hf-tensors",
         remedy=f"hf_model.get_submodule({path!r}).bias = torch.nn.Parameter(torch.zeros({size})) adds nothing.",
     )
-
-
-def _computed(module: nn.Module) -> set[str]:
-    """Names of tensors that the module has, and that are not its own parameters."""
-    return {
-        name
-        for name in ("weight", "bias")
-        if name not in module._parameters and getattr(module, name, None) is not None
-    }
 
 
 def _only_looks(hook: object) -> bool:

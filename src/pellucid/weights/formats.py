@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, printable, shown, warn
 from pellucid.family.layout import EMBED, HEAD
+from pellucid.numerics.dense import not_dense
 from pellucid.weights import hub, saves
 from pellucid.weights.kinds import no_weights, only_weights, refuse_archive, unknown_format
 from pellucid.weights.layouts import IN_MEMORY, endings, find_weights
@@ -224,24 +224,12 @@ def _unpack(where: str, content: Any, how: str) -> Stored:
 
 
 def _plain(where: str, name: str, tensor: Tensor) -> Tensor:
-    kind, made = (
-        ("on the meta device", "")
-        if tensor.is_meta
-        else ("nested", "to_padded_tensor(0)")
-        if tensor.is_nested
-        else ("sharded", "full_tensor()")
-        if hasattr(tensor, "full_tensor")  # a DTensor, whose class is not there without torch.distributed
-        else ("quantized", "dequantize()")
-        if tensor.is_quantized or is_traceable_wrapper_subclass(tensor)
-        else (str(tensor.layout).removeprefix("torch."), "to_dense()")
-    )
-    if kind != "strided":
+    kind = not_dense(tensor)
+    if kind is not None:
         raise WeightsError(
-            f"{where}: {shown(name)} is {kind}, expected a dense tensor with numbers.",
+            f"{where}: {shown(name)} is {kind.said}, expected a dense tensor with numbers.",
             code="tensor-not-dense",
-            remedy=f"Save dense tensors, as tensor.{made} makes them."
-            if made
-            else "Load its numbers before it is saved.",
+            remedy=kind.remedy("Save"),
         )
     stored = tensor.untyped_storage().nbytes()
     if tensor.numel() * tensor.element_size() > max(stored, 1):  # stride 0: a few bytes that claim to be a terabyte

@@ -92,7 +92,7 @@ def read(hf_model: nn.Module, kind: Kind) -> Live:
     anatomy = kind.anatomy()
     parts = [*parts_of(hf_model, anatomy)]
     _require_classes(parts, kind)
-    foreign.require_own_forwards(parts)
+    foreign.require_own_forwards(hf_model, parts)
     foreign.require_no_hooks(parts)
     attends = anatomy.in_block[anatomy.attention][0]
     attention = foreign.attention_of(parts, anatomy.base, attends, anatomy.eager)
