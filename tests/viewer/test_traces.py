@@ -209,6 +209,9 @@ def test_dimensions_that_lie_apart_are_named(glass: pl.CkptedTransformer) -> Non
     found = counts.about["outliers"][0][counts.about["of"].index("blocks.0.ln1")]
     assert found[0]["dimension"] == 11
     assert abs(found[0]["mean_abs"] - 300) < 5
+    _, ckpts = glass.run_with_ckpts(IDS, edits=[edit])
+    measured = pl.measure.outliers(ckpts, "blocks.0.resid_pre").outlier.values.ravel()
+    assert sorted(one["dimension"] for one in found) == np.flatnonzero(measured).tolist()
 
 
 @every_kind

@@ -24,6 +24,9 @@ POINTS = 200
 
 MOST_BINS = 10_000
 
+APART = 6.0
+"""The score above which a dimension is an outlier."""
+
 _NORMAL = 1.4826
 """A normal distribution's standard deviation, as a multiple of its median absolute deviation."""
 
@@ -232,7 +235,7 @@ def outliers(
     name: aliases.Name | None = None,
     *,
     over: Collection[str] | None = None,
-    threshold: float = 6.0,
+    threshold: float = APART,
 ) -> xarray.Dataset:
     """Find outlier dimensions, and the share of the squared norm that they carry.
 
@@ -285,6 +288,13 @@ def outliers(
     return _found(grouped(array.transpose(*others, neurons[0]), None, summed, "outliers"), score)
 
 
+def scores(rms: Array) -> Array:
+    """Return how far each root mean square lies above the median of the last axis, as `outliers` says."""
+    middle = np.median(rms, axis=-1, keepdims=True)
+    spread = _NORMAL * np.median(np.abs(rms - middle), axis=-1, keepdims=True)
+    return (rms - middle) / np.where(spread == 0, np.nan, spread)
+
+
 def _found(groups: Groups, threshold: float) -> xarray.Dataset:
     """Score the dimensions, which are the last of the kept axes."""
     real = ~np.isnan(groups.data)
@@ -293,9 +303,7 @@ def _found(groups: Groups, threshold: float) -> xarray.Dataset:
     rms = np.sqrt(squares.sum(-1) / np.where(count == 0, np.nan, count))
     total = (rms**2).sum(-1, keepdims=True)
     share = rms**2 / np.where(total == 0, np.nan, total)
-    middle = np.median(rms, axis=-1, keepdims=True)
-    spread = _NORMAL * np.median(np.abs(rms - middle), axis=-1, keepdims=True)
-    score = (rms - middle) / np.where(spread == 0, np.nan, spread)
+    score = scores(rms)
     outlier = score > threshold
     found = groups.dataset(
         {

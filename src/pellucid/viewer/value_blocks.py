@@ -10,6 +10,7 @@ import torch
 
 from pellucid import measure
 from pellucid.attribution.reading import doubles, place_of
+from pellucid.measure.distributions import APART, scores
 from pellucid.measure.head_scores import PATTERN, Attended, Keys
 from pellucid.schema import ATTENTION, HIDDEN
 from pellucid.viewer.container import Array, TraceBlock
@@ -215,7 +216,7 @@ def _histogram(one: OneText, name: str) -> tuple[Array, Array, int]:
 
 
 def _outliers(one: OneText, name: str) -> list[dict[str, float]]:
-    found = measure.outliers(one.ckpts, name).outlier.values.ravel()
-    means = doubles(one.ckpts[name])[0].abs().mean(0)
+    values = doubles(one.ckpts[name])[0]
+    found, means = scores(values.square().mean(0).sqrt().numpy()) > APART, values.abs().mean(0)
     apart = sorted(np.flatnonzero(found), key=lambda dimension: -float(means[dimension]))
     return [{"dimension": int(dimension), "mean_abs": float(means[dimension])} for dimension in apart[:8]]
