@@ -517,12 +517,11 @@ def test_components_of_any_checkpoint(client: Client, bundled: pl.CkptedTransfor
 def test_neighbours_and_another_model(client: Client, bundled: pl.CkptedTransformer) -> None:
     text = "Lily and Tom went to the park. Tom ran home."
     client.post("run", text=text)
-    first = client.json("tsne", name="blocks.1.resid_post", perplexity=3, seed=1)
-    assert first == client.json("tsne", name="blocks.1.resid_post", perplexity=3, seed=1)
+    found = client.json("tsne", name="blocks.1.resid_post", perplexity=3, seed=1)
     vectors = bundled.run_with_ckpts(text)[1]["blocks.1.resid_post"][0].double()
     manifold = pytest.importorskip("sklearn.manifold")
     again = manifold.TSNE(perplexity=3, random_state=1, init="pca").fit_transform(vectors.numpy())
-    np.testing.assert_allclose(first["points"], again, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found["points"], again, rtol=1e-3, atol=1e-3)
     assert client.json("tsne", expect=400, name="blocks.1.attn.ckpt_pattern")["error"]["code"] == "request-field"
     compared = client.json("compare", other="bundled")
     assert compared["report"]["verdict"] == "identical"
