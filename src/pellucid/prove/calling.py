@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pellucid.check import attribute
 from pellucid.family.families import FAMILIES
 from pellucid.prove.points import LOGITS
+from pellucid.text.batch import without_pads
 from pellucid.weights.foreign import unwrapped
 
 Call = Callable[[nn.Module, Tensor], Any]
@@ -70,7 +71,7 @@ def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, str, Any]:
     masked = any("mask" in parameter.name.lower() for parameter in _demanded(module, _taker(module)[0]))
     for call, words in calls(module):
         try:
-            made = call, words, call(module, ids.clone())  # it may write into what it is given
+            made = call, words, call(module, own(ids))
             if not masked or not _looks_ahead(module, ids, call, made[2]):
                 return made
             found = found or made
@@ -82,12 +83,17 @@ def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, str, Any]:
     raise first
 
 
+def own(ids: Tensor) -> Tensor:
+    """Ids to give to a program, which may write into them; none of them is a pad to a model of ours."""
+    return without_pads(ids.clone())
+
+
 def _looks_ahead(module: nn.Module, ids: Tensor, call: Call, output: Any) -> bool:
     """Whether another last token changes what a module gives for the tokens before it, or what it gives is no number.
 
     Of outputs that are not [B, P, N], nothing is known.
     """
-    other = ids.clone()
+    other = own(ids)
     other[:, -1] = torch.where(ids[:, -1] > 0, ids[:, -1] - 1, 1)
     pairs = zip(_tensors(output, DEEPEST), _tensors(call(module, other), DEEPEST), strict=True)
     rows = [(a[:, :-1], b[:, :-1]) for a, b in pairs if a.dim() == 3 and a.shape[:2] == ids.shape]

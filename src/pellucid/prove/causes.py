@@ -215,9 +215,13 @@ def _agree(made: Mapping[str, Tensor], evidence: Evidence, points: Sequence[str]
 
 
 def _until(evidence: Evidence) -> list[str]:
-    """The points up to the first that differs, without those that may stand before the mistake."""
-    ckpt = evidence.runs.ckpt
-    return [p for p in evidence.shown if p not in evidence.agreed and ckpt(p) == ckpt(evidence.point)]
+    """The points of the first checkpoint that differs, without those that may stand before the mistake.
+
+    What enters one weight, but not another, is no mistake that is made before both.
+    """
+    ckpt, module = evidence.runs.ckpt, evidence.point.rpartition(".")[0]
+    same = [p for p in evidence.shown if ckpt(p) == ckpt(evidence.point)]
+    return [p for p in same if p not in evidence.agreed or (p[-1] == "<" and p.rpartition(".")[0] == module)]
 
 
 def _explains(mistake: Suspect, evidence: Evidence) -> bool:

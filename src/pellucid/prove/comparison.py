@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -253,24 +254,31 @@ class Comparison:
 
         On few ids two mistakes may compute the same: a window as long as the text, and a first token that is hidden.
         """
-        if cause is None or not cause.complete or cause.suspect is None or trial.ids is not self.ids:
-            return cause
         ids = self.probes.mixed()
         ids = ids[:, :-1] if ids.size(1) == self.ids.size(1) else ids  # a mask of the ids given takes no others
-        try:
-            given, made = trial.program.plain(ids, double=True), cause.suspect.run(Span(ids), False)
-        except Exception:  # whatever a foreign forward raises, or a mistake that was made for the ids given
+        if cause is None or not cause.complete or cause.suspect is None or trial.ids.shape == ids.shape:
             return cause
-        error = relative_error(given, made[LOGITS])
-        if error <= BEYOND_ROUNDING or error <= trial.double.limit():
-            return cause
+        further, begins, bound = None, False, False
         with contextlib.suppress(Exception):  # whatever a foreign forward raises when it is watched
+            given = trial.program.plain(ids, double=True)
+            try:
+                error = relative_error(given, cause.suspect.run(Span(ids), False)[LOGITS])
+            except (RuntimeError, IndexError):  # the mistake was made for the ids given, such as a token that is hidden
+                error, bound = math.inf, True
+            if error <= BEYOND_ROUNDING or error <= trial.double.limit():
+                return cause
             further = trial.on(ids).finish()
             search = CauseSearch(self.family, self.alignment, self.matching.others, [])
             other = search.behind(further.precise, further.double, further.point or LOGITS)[2]
             if other is not None and other.complete:
                 return other
-        words = f"with this in the reference, these logits agree; on {probe_words(ids)} more differs"
+            begins = not bound and further.double.against(cause.values(further.double)).first_wrong() != further.point
+        if further is None or (bound and further.point is None):
+            return cause
+        if further.point is not None and not begins:
+            return None
+        what = "nothing" if further.point is None else "more"
+        words = f"with this in the reference, these logits agree; on {probe_words(ids)} {what} differs"
         return replace(cause, extent=words, complete=False)
 
     def _probed(self, trial: Trial) -> list[Trial]:

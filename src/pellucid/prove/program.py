@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.numerics.products import is_batched
-from pellucid.prove.calling import COLUMNS, TURNED, Call, calls, guesses, is_headless, read_answer, working_call
+from pellucid.prove.calling import COLUMNS, TURNED, Call, calls, guesses, is_headless, own, read_answer, working_call
 from pellucid.prove.copies import eagerly, is_scripted, quietly, seed, undisturbed
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, ModuleSite
@@ -191,7 +191,7 @@ class Program:
             entered.pop()
 
         with self.loan.taken() as module, torch.no_grad(), eagerly(), undisturbed(module):
-            call, ids = self.call or next(calls(module))[0], self._taken_by(module, ids).clone()
+            call, ids = self.call or next(calls(module))[0], own(self._taken_by(module, ids))
             for path, child in module.named_modules():
                 if not is_scripted(child):
                     child.register_forward_pre_hook(lambda *_, path=path: entered.append(path))
@@ -211,17 +211,17 @@ class Program:
             self.remarks |= {words: None} if words else {}
             if 1 < ids.size(0) == ids.size(1):
                 with contextlib.suppress(Exception):  # whatever a foreign forward raises: it may take one shape
-                    self._logits(self.call(module, ids[:1].clone()), ids[:1])  # which axis is which, as a remark
+                    self._logits(self.call(module, own(ids[:1])), ids[:1])  # which axis is which, as a remark
             return output
-        given = ids.clone()
+        given = own(ids)
         output = self.call(module, given)
         self.writes_into_ids |= not torch.equal(given, ids)
         return output
 
     def _taken_by(self, module: nn.Module, ids: Tensor) -> Tensor:
-        """Ids where a module is, none of which a model of ours takes for a pad."""
+        """Ids where a module is, in its order of axes."""
         places = (parameter.device for parameter in module.parameters() if not parameter.is_meta)
-        return without_pads((ids.T if self.turned else ids).to(next(places, ids.device)))
+        return (ids.T if self.turned else ids).to(next(places, ids.device))
 
     def _logits(self, output: Any, ids: Tensor) -> Tensor:
         if isinstance(self.loan.module, CkptedTransformer):  # all of its vocabulary: it says how long that is
