@@ -169,7 +169,7 @@ def kl(reference: Tensor, *, pos: int = -1) -> Metric:
                 code="metric-shape",
                 remedy="Take the reference from a run of the texts that are edited.",
             )
-        rows, columns = torch.arange(len(batch)), column_of(batch, at).cpu()
+        rows, columns = torch.arange(len(batch), device="cpu"), column_of(batch, at).cpu()
         known = _wide(reference[rows.to(reference.device), columns.to(reference.device)].to(logits.device))
         p, q = known.log_softmax(-1), _wide(logits).log_softmax(-1)
         return (p.exp() * (p - q)).sum(-1)

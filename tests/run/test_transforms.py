@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,51 @@ def test_another_default_device_changes_nothing(verb: str, numerics: str, reques
         found = VERBS[verb](model)
     assert found.device.type == "cpu"
     assert torch.equal(found, expected)
+
+
+def test_studies_make_their_tensors_where_the_model_is(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    model, hf = support.pair()
+    texts: Any = (model, IDS, IDS.flip(1))
+
+    def found() -> list[Any]:
+        swept = pl.patching.sweep(*texts, "attn.ckpt_z", over=("layer", "head"), metric=pl.metrics.logit(7))
+        ablated = pl.patching.ablate(
+            model, IDS, "resid_post", over=("layer",), how="resample", metric=pl.metrics.kl(model(IDS).detach())
+        )
+        edges = pl.attribution.edges(*texts, metric=pl.metrics.logit(7), check=2)
+        arrays = [swept, ablated, edges, pl.heads.composition(model, "K"), pl.heads.scores(model, IDS)["previous"]]
+        verdicts = [pl.audit_ties(hf).after_reload.survives, pl.save_hf(hf, tmp_path / "model").nbytes]
+        return [*(each.fillna(7).values.tolist() for each in arrays), verdicts]
+
+    plain = found()
+    request.getfixturevalue("_elsewhere")
+    assert found() == plain
+
+
+MAKERS = {
+    "arange",
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+}
+STUDIES = ("attribution", "circuits", "corpus", "heads", "lens", "measure", "patching", "reproduce", "sae", "viewer")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_names_the_device_of_every_tensor_that_it_makes(study: str) -> None:
+    """Else it would be made on `torch.get_default_device()`, be it a GPU, beside a model that is elsewhere."""
+    for file in sorted((Path(pl.__file__).parent / study).rglob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).removeprefix("torch.") in MAKERS:
+                assert any(word.arg in ("device", None) for word in call.keywords), f"{file.name}:{call.lineno}"
 
 
 @pytest.mark.usefixtures("_elsewhere")

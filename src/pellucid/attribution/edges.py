@@ -20,7 +20,7 @@ from pellucid.circuits.ablations import EMBEDDED, KINDS, Ablations, Choices, wri
 from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, Edge, Graph
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
-from pellucid.numerics.products import recorded
+from pellucid.numerics.dispatch import recorded
 from pellucid.patching.measured_runs import Direction, Texts, require_room
 from pellucid.patching.paths import MLP_OUT, Z
 from pellucid.run.activations import ActivationCkpts
@@ -107,7 +107,9 @@ def edges(
     about |= {"direction": direction, "steps": steps, "title": "edges by gradients", "unchanged": 0.0}
     if check:
         defined = np.argwhere(~np.isnan(values))
-        drawn = defined[torch.randperm(len(defined), generator=torch.Generator().manual_seed(seed))[:check].numpy()]
+        drawn = defined[
+            torch.randperm(len(defined), generator=torch.Generator().manual_seed(seed), device="cpu")[:check].numpy()
+        ]
         patched = _patched(model, pair, metric, direction, [(names[0][i], names[1][j]) for i, j in drawn])
         about |= agreement(patched, [float(values[i, j]) for i, j in drawn])
     array = need("xarray", "pellucid.attribution").DataArray

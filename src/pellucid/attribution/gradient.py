@@ -19,7 +19,7 @@ from pellucid.check import require_one_of, require_seed, require_whole
 from pellucid.errors import InputError, NumericsError
 from pellucid.metrics import Metric, measured
 from pellucid.names.aliases import Names
-from pellucid.numerics.products import recorded
+from pellucid.numerics.dispatch import recorded
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.measured_runs import Direction, Measured, Texts, patches, require_room, results
 from pellucid.patching.reruns import Base, Rerun
@@ -327,7 +327,7 @@ def _checked(
 ) -> dict[str, Any]:
     """How the estimates stand to the effects of patches that are made in fact."""
     every = patches(cells, source)
-    drawn = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    drawn = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed), device="cpu")[:count].tolist()
     todo = [every[number] for number in drawn]
     true = results(base, cells, todo)
     plain = base.plain.numpy()

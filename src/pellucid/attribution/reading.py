@@ -170,7 +170,7 @@ def batch_with_tokens(batch: Batch, model: Network) -> Batch:
 def _direction(model: Network, batch: Batch, target: Any, place: ReadingPoint, by: str) -> Tensor:
     """What is dotted with the value at the place: [..., D] and so on, to be broadcast over [B, P]."""
     if isinstance(target, (Tensor, np.ndarray)) and target.ndim:
-        direction = torch.as_tensor(target)
+        direction = torch.as_tensor(target, device=getattr(target, "device", "cpu"))
         if not direction.is_floating_point():
             raise InputError(
                 f"{by}: a direction of {direction.dtype}, expected floating-point numbers.",

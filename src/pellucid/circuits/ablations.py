@@ -109,7 +109,8 @@ class Ablations:
         pair.require_equal_lengths("circuits", "Give texts of equal length.")
         self._pair, self._runs = pair, pair.run(model, metric, written_in(model.schema))
         self.clean, self.corrupted = (
-            torch.tensor(self._runs.about[f"{side}_by_text"], dtype=torch.float64) for side in ("clean", "corrupted")
+            torch.tensor(self._runs.about[f"{side}_by_text"], dtype=torch.float64, device="cpu")
+            for side in ("clean", "corrupted")
         )
         self.interrupted = False
         self._choose(choices)
@@ -187,7 +188,7 @@ class Ablations:
     def _everywhere(self) -> Columns | None:
         if not self._columns:
             return None
-        rows, columns = torch.arange(len(self._runs.base.batch)), self._columns[0]
+        rows, columns = torch.arange(len(self._runs.base.batch), device="cpu"), self._columns[0]
         into = columns.repeat(len(rows))
         return Columns(rows.repeat_interleave(len(columns)), into, into)
 

@@ -34,7 +34,7 @@ def drawn_for(parts: Iterable[Any], pool: Sequence[Any], draws: torch.Generator)
     found: dict[Any, Any] = {}
     for kind in dict.fromkeys(kinds[part] for part in pool):
         given, there = ([part for part in some if kinds[part] == kind] for some in (parts, pool))
-        order = torch.randperm(len(there), generator=draws)[: len(given)].tolist()
+        order = torch.randperm(len(there), generator=draws, device="cpu")[: len(given)].tolist()
         found |= {part: there[i] for part, i in zip(given, order, strict=True)}
     return found
 

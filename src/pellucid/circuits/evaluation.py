@@ -211,7 +211,7 @@ def _less(parts: Collection[Any], gone: Collection[Any]) -> frozenset[Any]:
 
 def _drawn(parts: Sequence[Any], draws: torch.Generator) -> frozenset[Any]:
     """A subset, each part in it by one half."""
-    chosen = torch.rand(len(parts), generator=draws) < 0.5
+    chosen = torch.rand(len(parts), generator=draws, device="cpu") < 0.5
     return frozenset(part for part, taken in zip(parts, chosen.tolist(), strict=True) if taken)
 
 
@@ -242,7 +242,7 @@ def _greedy(runs: Ablations, parts: Sequence[Any], draws: torch.Generator, candi
         return UNMEASURED
     (chosen, best), count = found[0], 1
     while rest := [part for part in parts if part not in chosen]:
-        tried = [rest[i] for i in torch.randperm(len(rest), generator=draws)[:candidates].tolist()]
+        tried = [rest[i] for i in torch.randperm(len(rest), generator=draws, device="cpu")[:candidates].tolist()]
         found = _differences(runs, parts, [chosen | {part} for part in tried])
         count += len(found)
         if len(found) < len(tried) or max(gap for _, gap in found) <= best:

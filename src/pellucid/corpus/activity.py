@@ -102,17 +102,20 @@ def _strongest(
 ) -> tuple[Numbers, Numbers, list[int]]:
     """[unit, rank]: the largest activations and their rows; and which units these are."""
     chosen: list[int] = []
-    best = rows = torch.empty(0)
+    best = rows = torch.empty(0, device="cpu")
     for first, block in _blocks(store, name, encode):
         if not chosen:
             chosen = _units(units, block.shape[1])
-            best, rows = torch.full((len(chosen), most), -torch.inf), torch.full((len(chosen), most), -1)
+            best, rows = (
+                torch.full((len(chosen), most), -torch.inf, device="cpu"),
+                torch.full((len(chosen), most), -1, device="cpu"),
+            )
         values = (block if units is None else block[:, chosen]).T
         values = torch.where(values == 0, -torch.inf, values)
         new = torch.cat([best, values], 1)
         places = _ordered(new).topk(most).indices
         best = new.gather(1, places)
-        numbers = torch.arange(first, first + len(block)).expand(len(chosen), -1)
+        numbers = torch.arange(first, first + len(block), device="cpu").expand(len(chosen), -1)
         rows = torch.cat([rows, numbers], 1).gather(1, places)
     none = best == -torch.inf
     return best.masked_fill(none, torch.nan).numpy(), rows.masked_fill(none, -1).numpy(), chosen
@@ -122,7 +125,7 @@ def _ordered(values: Tensor) -> Tensor:
     """[n, b] whole numbers in the order of float32 values, of equal ones the first the largest; no two are equal."""
     bits = (values + 0.0).contiguous().view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    return (ordered << 32) - torch.arange(values.shape[1])
+    return (ordered << 32) - torch.arange(values.shape[1], device="cpu")
 
 
 def densities(
@@ -169,29 +172,35 @@ def densities(
             remedy="Give the number above which a unit is active, such as above=0.5.",
         )
     chosen: list[int] = []
-    active = total = least = largest = torch.empty(0)
+    active = total = least = largest = torch.empty(0, device="cpu")
     for _, block in _blocks(store, name, encode):
         if not chosen:
             chosen = _units(units, block.shape[1])
-            active, total = torch.zeros(len(chosen), dtype=torch.int64), torch.zeros(len(chosen), dtype=torch.float64)
-            least, largest = torch.full((len(chosen),), torch.inf), torch.full((len(chosen),), -torch.inf)
+            active, total = (
+                torch.zeros(len(chosen), dtype=torch.int64, device="cpu"),
+                torch.zeros(len(chosen), dtype=torch.float64, device="cpu"),
+            )
+            least, largest = (
+                torch.full((len(chosen),), torch.inf, device="cpu"),
+                torch.full((len(chosen),), -torch.inf, device="cpu"),
+            )
         values = block if units is None else block[:, chosen]
         active += (values > floor).sum(0)
         total += values.double().sum(0)
         least, largest = torch.minimum(least, values.amin(0)), torch.maximum(largest, values.amax(0))
     step = torch.where(largest > least, (largest - least) / width, 1.0)
-    counts = torch.zeros(len(chosen) * width, dtype=torch.int64)
+    counts = torch.zeros(len(chosen) * width, dtype=torch.int64, device="cpu")
     for _, block in _blocks(store, name, encode):
         values = block if units is None else block[:, chosen]
-        which = ((values - least) / step).long().clamp(0, width - 1) + torch.arange(len(chosen)) * width
+        which = ((values - least) / step).long().clamp(0, width - 1) + torch.arange(len(chosen), device="cpu") * width
         counts += torch.bincount(which[values != 0], minlength=len(counts))
-    rows = store.plan.rows
+    rows, steps = store.plan.rows, torch.arange(width + 1, device="cpu")
     return need("xarray", "corpus.densities").Dataset(
         {
             "density": ("unit", active.double().numpy() / rows), "mean": ("unit", total.numpy() / rows),
             "largest": ("unit", largest.numpy()),
             "histogram": (("unit", "bin"), counts.view(-1, width).numpy()),
-            "edges": (("unit", "edge"), (least[:, None] + step[:, None] * torch.arange(width + 1)).numpy()),
+            "edges": (("unit", "edge"), (least[:, None] + step[:, None] * steps).numpy()),
         },
         coords={"unit": chosen},
         attrs={"checkpoint": name, "rows": rows, "above": floor, "model": store.provenance["model"]},

@@ -146,7 +146,7 @@ class Loader:
         held = {TOKENS: torch.from_numpy(tokens), ROWS: torch.from_numpy(numbers)}
         reads: list[Future[None]] = []
         for column in plan.columns:
-            held[column.name] = torch.empty((count, *column.shape), dtype=dtype)
+            held[column.name] = torch.empty((count, *column.shape), dtype=dtype, device="cpu")
             pieces = held[column.name].split([len(r) for r in rows])
             reads += [readers.submit(self.store.read, column.name, *each) for each in zip(parts, pieces, strict=True)]
         return held, reads

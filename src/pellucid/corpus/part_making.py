@@ -37,11 +37,18 @@ if TYPE_CHECKING:
 def packed(batch: Sequence[TextSpan], ids: Sequence[Sequence[int]], device: torch.device) -> Run:
     """The rows that texts share; what is left of a row is a text of its own, which nobody looks at."""
     shape = max(span.row for span in batch) + 1, max(span.column + len(span) for span in batch)
-    tokens, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    texts = torch.full(shape, -1)
+    tokens, positions = (
+        torch.zeros(shape, dtype=torch.long, device="cpu"),
+        torch.zeros(shape, dtype=torch.long, device="cpu"),
+    )
+    texts = torch.full(shape, -1, device="cpu")
     for span, row in zip(batch, ids, strict=True):
         place = span.row, slice(span.column, span.column + len(span))
-        tokens[place], positions[place], texts[place] = torch.tensor(row), torch.arange(len(span)), span.text
+        tokens[place], positions[place], texts[place] = (
+            torch.tensor(row, device="cpu"),
+            torch.arange(len(span), device="cpu"),
+            span.text,
+        )
     return Run(tokens.to(device), positions.to(device), texts=texts.to(device))
 
 

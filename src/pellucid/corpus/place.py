@@ -225,7 +225,7 @@ class Folder:
         return lru_cache(MAPPED)(self.chunk)
 
     def rows(self, keys: Sequence[str], places: Sequence[int], width: int, count: int, dtype: torch.dtype) -> Tensor:
-        made = torch.empty(len(keys), width, dtype=dtype)
+        made = torch.empty(len(keys), width, dtype=dtype, device="cpu")
         of_key: dict[str, list[int]] = {}
         for i, key in enumerate(keys):
             of_key.setdefault(key, []).append(i)

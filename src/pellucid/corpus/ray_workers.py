@@ -93,7 +93,10 @@ def machine_of(model: Any) -> dict[str, Any]:
 def sample_of(model: CapturingModel) -> str:
     """The SHA-256 of what leaves the last block for a few rows, by which a process that rounds otherwise is known."""
     sizes = model.schema.sizes
-    rows = torch.arange(SAMPLE_ROWS * min(SAMPLE_TOKENS, sizes["n_ctx"])).reshape(SAMPLE_ROWS, -1) % sizes["d_vocab"]
+    rows = (
+        torch.arange(SAMPLE_ROWS * min(SAMPLE_TOKENS, sizes["n_ctx"]), device="cpu").reshape(SAMPLE_ROWS, -1)
+        % sizes["d_vocab"]
+    )
     last = f"blocks.{sizes['layer'] - 1}.resid_post"
     _, ckpts = model.run_with_ckpts(rows, names=last, stop_at=last)
     value = ckpts[last].detach().cpu().contiguous().reshape(-1)

@@ -123,7 +123,9 @@ def name_movers(
         token = [as_python(one) for one in token]
     answers = token_ids(token, batch, "heads.name_movers").expand(len(batch))
     ends = batch.positions.masked_fill(~batch.mask, -1).argmax(1, keepdim=True)
-    occurs = (batch.ids == answers[:, None]) & batch.mask & (torch.arange(batch.ids.size(1)).to(ends) < ends)
+    occurs = (
+        (batch.ids == answers[:, None]) & batch.mask & (torch.arange(batch.ids.size(1), device="cpu").to(ends) < ends)
+    )
     without = (~occurs.any(1)).nonzero()
     if len(without):
         text = int(without[0])
@@ -160,7 +162,7 @@ def _runs(model: CkptedTransformer, batch: Batch) -> Iterator[tuple[slice, Activ
 
 def _copied(model: CkptedTransformer, streams: Tensor, ids: Tensor, top: int, most: int, sign: int = 1) -> Any:
     """The share of tokens [N] which each head copies, [layer, head], given their streams [N, D]."""
-    chosen = torch.linspace(0, len(ids) - 1, min(most, len(ids))).round().long().to(ids.device)
+    chosen = torch.linspace(0, len(ids) - 1, min(most, len(ids)), device="cpu").round().long().to(ids.device)
     streams, ids = streams[chosen], ids[chosen]
     shares: list[Tensor] = []
     own = torch.arange(len(ids), device=ids.device)

@@ -138,7 +138,7 @@ class FactoredMatrix:
         """A vector or a matrix that fits."""
         if not isinstance(other, (Tensor, np.ndarray)):
             raise self._misfit(shown(other), size, where)
-        given = self._taken(torch.as_tensor(other))
+        given = self._taken(torch.as_tensor(other, device=getattr(other, "device", "cpu")))
         self._require(given, axis, size, where)
         return given
 

@@ -94,7 +94,7 @@ def composition(model: Network, kind: Kind) -> xarray.DataArray:
     require_one_of("heads.composition: kind", kind, ("Q", "K", "V"), code="composition-kind", remedy=remedy)
     layers, heads = model.schema.sizes["layer"], model.schema.sizes["head"]
     pairs = list(_written_and_read(model, kind))
-    scores = torch.full((layers, heads, layers, heads), torch.nan, dtype=torch.float64)
+    scores = torch.full((layers, heads, layers, heads), torch.nan, dtype=torch.float64, device="cpu")
     for to in range(1, layers):
         earlier, later = torch.cat([written for written, _ in pairs[:to]]), pairs[to][1]
         # one product for all pairs: [earlier K, D] by [D, later K]
@@ -145,7 +145,7 @@ def weight_scores(model: CkptedTransformer) -> xarray.Dataset:
     for name, matrix in (("embed.W_E", W_E), ("unembed.W_U", W_U)):
         require_finite(matrix, name, "heads.weight_scores")
     around = FactoredMatrix(W_U, W_E).dense()  # W_E W_OV W_U has the eigenvalues of W_OV W_U W_E, [D, D]
-    copying = torch.full((layers, heads), torch.nan, dtype=torch.float64)
+    copying = torch.full((layers, heads), torch.nan, dtype=torch.float64, device="cpu")
     for layer in range(layers):
         v, o = (_weights(model, layer, letter, "heads.weight_scores") for letter in "VO")
         values = torch.linalg.eigvals((o @ around.to(o.dtype) @ v).double())
@@ -160,11 +160,11 @@ def weight_scores(model: CkptedTransformer) -> xarray.Dataset:
 
 def _previous(model: CkptedTransformer, layers: int, heads: int) -> Tensor:
     """[layer, head]: the attention to the token before of patterns that position embeddings alone make."""
-    found = torch.full((layers, heads), torch.nan, dtype=torch.float64)
+    found = torch.full((layers, heads), torch.nan, dtype=torch.float64, device="cpu")
     if "pos_embed.W_pos" not in model.parameter_names:
         return found
     stream = model.parameter("pos_embed.W_pos").detach()[None]
-    ids = torch.zeros(stream.shape[:2], dtype=torch.long)
+    ids = torch.zeros(stream.shape[:2], dtype=torch.long, device="cpu")
     for layer in range(layers):
         pattern = f"blocks.{layer}.attn.ckpt_pattern"
         start = (f"blocks.{layer}.resid_pre", stream)

@@ -16,7 +16,7 @@ from pellucid.corpus.sink import Progress
 from pellucid.errors import InputError, shown
 from pellucid.family.network import Network
 from pellucid.lens.readout import Readout, divergence, readout
-from pellucid.numerics.products import recorded
+from pellucid.numerics.dispatch import recorded
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.interrupts import told
 from pellucid.run.model import CkptedTransformer
@@ -228,7 +228,7 @@ class _Plan:
         size = self.settings["batch_size"]
         epoch, place = divmod(step, -(-self.texts // size))
         generator = torch.Generator().manual_seed(self.settings["seed"])
-        order = [torch.randperm(self.texts, generator=generator) for _ in range(epoch + 1)][-1]
+        order = [torch.randperm(self.texts, generator=generator, device="cpu") for _ in range(epoch + 1)][-1]
         return order[place * size : (place + 1) * size].tolist()
 
 
@@ -243,7 +243,7 @@ class _Training:
             torch.nn.Parameter(torch.zeros(shape, dtype=dtype, device=model.device))
             for shape in ((blocks, width, width), (blocks, width))
         ]
-        self._losses = torch.zeros(plan.steps, blocks, dtype=torch.float64)
+        self._losses = torch.zeros(plan.steps, blocks, dtype=torch.float64, device="cpu")
         self._adam = torch.optim.Adam(self._maps)
 
     def step(self, texts: list[Any]) -> None:
@@ -309,7 +309,7 @@ class _Training:
                     each.copy_(tensors[name])
                 if step < self._plan.steps:
                     moments = {moment: tensors[f"{number}.{moment}"].to(each.device).clone() for moment in _MOMENTS}
-                    self._adam.state[each] = {"step": torch.tensor(float(step)), **moments}
+                    self._adam.state[each] = {"step": torch.tensor(float(step), device="cpu"), **moments}
             self._losses[:step] = tensors["losses"]
             self.done = step
 

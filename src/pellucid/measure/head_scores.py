@@ -126,7 +126,7 @@ def induction(model: CapturingModel, *, length: int = 50, texts: int = 64, seed:
     """
     length, texts, seed = as_python(length), as_python(texts), as_python(seed)
     ids, offset = repeated_ids(model.config, length, texts, seed)
-    columns = torch.arange(ids.size(1))
+    columns = torch.arange(ids.size(1), device="cpu")
     second = (columns >= offset + length)[:, None] & (columns == columns[:, None] - length + 1)  # [Pq, Pk]
     last = f"blocks.{len(model.config.schema.blocks) - 1}.{PATTERN}"
     attended = Attended()
@@ -204,7 +204,7 @@ class Attended:
         patterns = [pattern.nan_to_num(0.0) for pattern in source.float64()]
         for name, keys in targets.items():
             each = [(pattern * keys[:, None]).sum((0, 2, 3)) for pattern in patterns]
-            before = self._sums.get(name, [torch.zeros(()).double()] * len(each))
+            before = self._sums.get(name, [torch.zeros((), device="cpu").double()] * len(each))
             self._sums[name] = [a + b for a, b in zip(before, each, strict=True)]
             self._queries[name] = self._queries.get(name, 0) + int(keys.any(-1).sum())
 

@@ -126,7 +126,7 @@ class Captured:
         """Which entries are measured, in a shape that broadcasts to a tensor's; None for all of them."""
         mask, columns = self.ckpts.batch.mask.cpu(), self.ckpts.columns
         if self.axes == ATTENTION:
-            seen = torch.arange(mask.size(1)) <= columns[:, None]
+            seen = torch.arange(mask.size(1), device="cpu") <= columns[:, None]
             return seen & mask[:, None, None, :] & mask[:, None, columns, None]
         if not self.ckpts.batch.padded:
             return None

@@ -7,8 +7,7 @@ store, so that a packed or rounded copy can be kept beside it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -71,32 +70,6 @@ def is_transformed() -> bool:
         or functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
     )
-
-
-@contextmanager
-def ordinary_tensors() -> Generator[None]:
-    """Tensors made inside are ordinary ones: a model opened under `torch.inference_mode` can be trained afterwards.
-
-    They are made on the processor if no device is named, whatever `torch.set_default_device` says, so that their
-    numbers can be looked at.
-    """
-    elsewhere = torch.get_default_device().type != "cpu"
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu") if elsewhere else nullcontext():
-        yield
-
-
-@contextmanager
-def recorded() -> Generator[None]:
-    """Gradients are recorded inside, whatever the caller switched off: many notebooks begin by switching them off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-def recordable(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy if `torch.inference_mode` was on when it was made: a backward pass could not keep it."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return tensor
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def is_batched(tensor: Tensor) -> bool:

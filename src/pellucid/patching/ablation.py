@@ -215,11 +215,14 @@ class Ablation:
         random = torch.Generator().manual_seed(self.seed)
         lengths = self.reference.mask.sum(1).cpu()
         columns_of = [mask.nonzero().flatten() for mask in self.reference.mask.cpu()]
-        rows, columns = torch.zeros(self.batch.shape, dtype=torch.long), torch.zeros(self.batch.shape, dtype=torch.long)
+        rows, columns = (
+            torch.zeros(self.batch.shape, dtype=torch.long, device="cpu"),
+            torch.zeros(self.batch.shape, dtype=torch.long, device="cpu"),
+        )
         for text, mask in enumerate(self.batch.mask.cpu()):
             for position, column in enumerate(mask.nonzero().flatten().tolist()):
                 self._require_long(position, int(lengths.max()) - 1)
                 long = (lengths > position).nonzero().flatten()
-                row = int(long[torch.randint(len(long), (), generator=random)])
+                row = int(long[torch.randint(len(long), (), generator=random, device="cpu")])
                 rows[text, column], columns[text, column] = row, int(columns_of[row][position])
         return rows, columns

@@ -231,7 +231,10 @@ class _Random:
                 code="nothing-to-normalize",
                 remedy="Choose checkpoints or texts in which the two runs differ.",
             )
-        chosen = [changing[number] for number in torch.randint(len(changing), (draws,), generator=random).tolist()]
+        chosen = [
+            changing[number]
+            for number in torch.randint(len(changing), (draws,), generator=random, device="cpu").tolist()
+        ]
         found = np.full((draws, len(self.base.batch)), np.nan)
         at_once = self._at_once(changing)
 
@@ -272,7 +275,7 @@ class _Random:
                 code="baseline-of",
                 remedy=f"Take fewer {self.of} at once, or go over 'layer' or {axis!r}, so that others are left.",
             )
-        order = iter(torch.randperm(len(pool), generator=random).tolist())
+        order = iter(torch.randperm(len(pool), generator=random, device="cpu").tolist())
         for put, count in zip(puts, counts, strict=True):
             entries: dict[str, list[int]] = {}
             for number in islice(order, count):
@@ -294,7 +297,7 @@ class _Random:
         """The patch of the same place whose difference from the base is as long and has another direction."""
         base = self.base.values[put.name]
         difference = (self._patched(put) - base).double()
-        drawn = torch.randn(difference.shape, generator=random, dtype=torch.float64).to(difference.device)
+        drawn = torch.randn(difference.shape, generator=random, dtype=torch.float64, device="cpu").to(difference.device)
         drawn[difference == 0] = 0.0  # the direction lies among the entries that the patch changes
         lengths = [torch.linalg.vector_norm(one, dim=-1, keepdim=True) for one in (difference, drawn)]
         scaled = drawn * (lengths[0] / lengths[1].clamp(min=torch.finfo(torch.float64).tiny))

@@ -175,7 +175,7 @@ class Cells:
         into, taken = (_chosen_columns(part.pos, batch) for batch in (base, source))
         self._positions = into
         if part.pos is not None:
-            warn_of_pads(", ".join(self.kinds), part.pos, torch.tensor(into), base.mask)
+            warn_of_pads(", ".join(self.kinds), part.pos, torch.tensor(into, device="cpu"), base.mask)
         places = [_at(base, source, one, other) for one, other in zip(into, taken, strict=True)]
         if part.pos is not None:
             self.everywhere = _joined(places)

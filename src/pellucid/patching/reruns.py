@@ -221,7 +221,7 @@ class Base:
         """[B, C], the columns that the metric reads; None for all."""
         if positions is not None:
             self.read = torch.stack([column_of(batch, pos) for pos in positions], 1)
-        self.logits = logits if self.read is None else logits[torch.arange(rows)[:, None], self.read]
+        self.logits = logits if self.read is None else logits[torch.arange(rows, device="cpu")[:, None], self.read]
         self.sharing = Sharing.of(model, batch, metric, max_bytes)
 
     def _run_once(self, tap: Tap) -> Tensor:
@@ -323,5 +323,5 @@ class Base:
             return torch.cat([self.logits[:, :begin], given], 1)
         whole = given.new_full((*self.batch.shape, given.size(-1)), torch.nan)
         known = torch.where((self.read < begin)[..., None], self.logits, given)
-        whole[torch.arange(len(whole))[:, None], self.read] = known
+        whole[torch.arange(len(whole), device="cpu")[:, None], self.read] = known
         return whole

@@ -259,7 +259,7 @@ def _place(name: str, where: Any, pieces: Sequence[str]) -> Tokens:
             f"Say which occurrence is meant, from 0: ({word!r}, 0)." if starts else "Give a word of the text.",
         )
     first = starts[occurrence or 0]
-    ends = torch.tensor([0, *map(len, pieces)]).cumsum(0).tolist()
+    ends = torch.tensor([0, *map(len, pieces)], device="cpu").cumsum(0).tolist()
     return tuple(i for i in range(len(pieces)) if ends[i] < first + len(word) and ends[i + 1] > first)
 
 
@@ -285,8 +285,8 @@ def _matched(clean: list[int], corrupted: list[int]) -> list[tuple[int, int]]:
 
 
 def _columns(clean: Batch, corrupted: Batch, taken: Sequence[Tokens], into: Sequence[Tokens]) -> Columns:
-    counts = torch.tensor([len(tokens) for tokens in into])
-    rows = torch.arange(len(into)).repeat_interleave(counts)
+    counts = torch.tensor([len(tokens) for tokens in into], device="cpu")
+    rows = torch.arange(len(into), device="cpu").repeat_interleave(counts)
     return Columns(rows, _in_batch(corrupted, into), _in_batch(clean, taken))
 
 

@@ -153,7 +153,7 @@ def estimate_sweep(
     pair = Texts.of(model, clean, corrupted, direction, align)
     cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
     room = require_room(model, pair.base, pair.source, cells.names, metric, max_bytes, cells.begin)
-    trials = [Rerun(cell.puts(dict.fromkeys(cell.names, torch.empty(0)))) for cell in cells]
+    trials = [Rerun(cell.puts(dict.fromkeys(cell.names, torch.empty(0, device="cpu")))) for cell in cells]
     sharing = Sharing.of(model, pair.base, metric, room)
     batches = list(sharing.batches(trials))
     most = max((sharing.bytes_of(len(group), min(trials[i].begin for i in group)) for group in batches), default=0)

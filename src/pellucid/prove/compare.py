@@ -18,8 +18,8 @@ from pellucid.errors import InputError, shown
 from pellucid.html.listing import counted
 from pellucid.names.calls import COMPARING, named_arguments
 from pellucid.numerics.dense import bring_back
+from pellucid.numerics.dispatch import ordinary_tensors
 from pellucid.numerics.freed_memory import LITTLE, keep_freed
-from pellucid.numerics.products import ordinary_tensors
 from pellucid.numerics.rounding import relative_error, same_bits
 from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently

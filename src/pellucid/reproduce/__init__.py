@@ -89,7 +89,7 @@ def estimate(model: CkptedTransformer, *, quick: bool = False) -> Cost:
         True
     """
     study = _study(model, quick, 0)
-    ids = torch.zeros(4, min(16, model.schema.sizes["n_ctx"]), dtype=torch.long)
+    ids = torch.zeros(4, min(16, model.schema.sizes["n_ctx"]), dtype=torch.long, device="cpu")
     batch = model.tokenize({"input_ids": ids, "attention_mask": torch.ones_like(ids)})  # such ids may be pads
     times = list[float]()
     for _ in range(4):  # the first is slower than all that follow

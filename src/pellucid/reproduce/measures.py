@@ -285,7 +285,10 @@ def _means(study: Study, group: Sentences) -> dict[int, Tensor]:
 
 def _knocked_out(kept: dict[Head, int | None], means: dict[int, Tensor]) -> list[Edit]:
     """Edits that put the mean in the place of these heads, but for the position that is kept of each."""
-    masks = {layer: torch.zeros(means[layer].shape[:2], dtype=torch.bool) for layer in {head[0] for head in kept}}
+    masks = {
+        layer: torch.zeros(means[layer].shape[:2], dtype=torch.bool, device="cpu")
+        for layer in {head[0] for head in kept}
+    }
     for (layer, head), column in kept.items():
         masks[layer][:, head] = True
         if column is not None:
@@ -300,8 +303,8 @@ def _knocked_out(kept: dict[Head, int | None], means: dict[int, Tensor]) -> list
 def _years(study: Study) -> tuple[list[list[int]], list[list[int]], metrics.Metric]:
     """Clean and corrupted sentences about years, and the probability of later ones less that of the others."""
     clean, corrupted, starts = years(study.tokenizer, 2 * study.count, study.seed)
-    numbers = torch.tensor([study.tokenizer.encode(text)[0] for text in two_digits()])
-    later = torch.arange(100) > torch.tensor(starts)[:, None]
+    numbers = torch.tensor([study.tokenizer.encode(text)[0] for text in two_digits()], device="cpu")
+    later = torch.arange(100, device="cpu") > torch.tensor(starts, device="cpu")[:, None]
 
     def metric(logits: Tensor, batch: Batch) -> Tensor:
         probabilities = logits[:, -1].softmax(-1)[:, numbers.to(logits.device)]

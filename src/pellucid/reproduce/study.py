@@ -185,8 +185,8 @@ class Study:
             )
         rows = [[start, *self.tokenizer.encode(text)] for text in texts]
         longest = max(map(len, rows))  # pads in front, with a mask that says so: the id itself may be a pad id
-        ids = torch.tensor([[start] * (longest - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        ids = torch.tensor([[start] * (longest - len(row)) + row for row in rows], device="cpu")
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device="cpu")
         return self.model.tokenize({"input_ids": ids, "attention_mask": mask})
 
     def require(self, *wanted: Head, neurons: int = 0) -> None:

@@ -23,8 +23,9 @@ from pellucid.names import aliases
 from pellucid.names.aliases import Names
 from pellucid.names.attributes import MODEL
 from pellucid.names.calls import OPENING, SAVING, named_arguments, named_methods
+from pellucid.numerics.dispatch import recorded
 from pellucid.numerics.freed_memory import LITTLE, keep_freed
-from pellucid.numerics.products import Execution, recorded
+from pellucid.numerics.products import Execution
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.cache import KeyValueCache, continued
 from pellucid.run.edit import Edit

@@ -117,7 +117,7 @@ def direct(
     directions = own.W_dec[active]
     if sae.config.rescaled:
         directions = directions / directions.norm(dim=-1, keepdim=True)
-    scale = torch.ones(()) if scale is None else scale
+    scale = torch.ones((), device="cpu") if scale is None else scale
     units = (weights @ directions.T * scale).movedim(-1, 0)
     layer = int(name.split(".")[1]) if name.startswith("blocks.") else -1
     parts = [Contribution([f"feature[{i}]" for i in active.tolist()], layer,

@@ -145,8 +145,8 @@ class _Sums(Sink):
 
     def __post_init__(self) -> None:
         self.place = self.sae.place(self.model.schema)
-        self.fired = torch.zeros(self.sae.n_features, dtype=torch.long)
-        self.total = torch.zeros(self.sae.d_in, dtype=torch.float64)
+        self.fired = torch.zeros(self.sae.n_features, dtype=torch.long, device="cpu")
+        self.total = torch.zeros(self.sae.d_in, dtype=torch.float64, device="cpu")
 
     @property
     def captures(self) -> Collection[str]:

@@ -205,7 +205,7 @@ def require_fitting(sae: SparseAutoencoder, model: CkptedTransformer) -> None:
     sizes = [model.schema.length_of(axis, point) for axis in point.axes[2:]]
     if sae.config.head is not None:
         sizes[0] = 1
-    sae.encode(torch.zeros(sizes))
+    sae.encode(torch.zeros(sizes, device="cpu"))
     trained_on, source = sae.config.about.get("model_name"), model.provenance.get("source", "")
     if trained_on and source and _bare(str(trained_on)) != _bare(source):
         warn(f"the autoencoder was trained on {shown(trained_on)}, and the model is {shown(source)}: features mean "

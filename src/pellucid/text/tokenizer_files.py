@@ -52,7 +52,7 @@ def as_tensors(rows: list[list[int]], form: str) -> Any:
             code="not-a-rectangle",
             remedy="Give the texts to the model, model.tokenize(texts), which pads and masks them.",
         )
-    return torch.tensor(rows, dtype=torch.long) if form == "pt" else np.array(rows, dtype=np.int64)
+    return torch.tensor(rows, dtype=torch.long, device="cpu") if form == "pt" else np.array(rows, dtype=np.int64)
 
 
 def no_text(given: object) -> InputError:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from pellucid.errors import MOST_PRINTED, ConfigError, InputError, printable
 from pellucid.family.config import as_names
 from pellucid.names.calls import named_arguments, named_methods
+from pellucid.numerics.dispatch import ordinary_tensors
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
 from pellucid.ties.output_head import OptimizerFindings, compare_optimizer, require_optimizer
@@ -108,6 +109,7 @@ class TieAudit:
 
 
 @named_arguments()
+@ordinary_tensors()
 def audit_ties(
     x: nn.Module | Mapping[str, Tensor] | str | PathLike[str],
     *,

@@ -220,7 +220,7 @@ def alike(named: Iterable[Named], equal: Callable[[Tensor, Tensor], bool]) -> li
 
 def _sample(tensor: Tensor) -> tuple[object, ...]:
     flat = tensor.reshape(-1)
-    few = flat[torch.arange(min(_SAMPLES, flat.numel())) * (flat.numel() // _SAMPLES or 1)]
+    few = flat[torch.arange(min(_SAMPLES, flat.numel()), device="cpu") * (flat.numel() // _SAMPLES or 1)]
     if few.is_floating_point() or few.is_complex():
         few = (few if few.is_complex() else few.double()) + 0  # torch adds no float8; 0 turns -0.0 into 0.0
     return (tuple(tensor.shape), tensor.dtype, tensor.device, str(few.tolist()))

@@ -19,6 +19,7 @@ from pellucid.check import path_of
 from pellucid.errors import InputError, PellucidWarning, WeightsError
 from pellucid.family.part import require_numbers
 from pellucid.names.calls import SAVING, named_arguments
+from pellucid.numerics.dispatch import ordinary_tensors
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.audit import TieAudit, audit_ties
 from pellucid.ties.memory import Named, clusters
@@ -65,6 +66,7 @@ class Saved:
 
 
 @named_arguments(SAVING)
+@ordinary_tensors()
 def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
     """Save a transformers model only if the same class reads the same model back: saves, reloads, compares.
 

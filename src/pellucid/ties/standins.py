@@ -154,7 +154,9 @@ def reread(cls: Any, config: Any, tensors: Mapping[str, Tensor]) -> Reread:
     """Let `from_pretrained` read stand-ins for a file's tensors; raise `Refused` if it does. `config` is changed."""
     dtype = getattr(torch, str(getattr(config, "dtype", None)).removeprefix("torch."), None)
     numbers = _numbers(tensors, dtype if isinstance(dtype, torch.dtype) else None)
-    given = {name: torch.tensor(numbers[name], dtype=t.dtype).expand(t.shape) for name, t in tensors.items()}
+    given = {
+        name: torch.tensor(numbers[name], dtype=t.dtype, device="cpu").expand(t.shape) for name, t in tensors.items()
+    }
     try:
         model = _read(cls, config, given)
     except RuntimeError:

@@ -214,7 +214,7 @@ def _finite(values: Tensor) -> list[Any]:
 def sample(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Draw one token after the tab's text, and say what each stage made of the distribution."""
     one, sampler = tabs.run_of(session, asked), sampler_of(asked)
-    ids = torch.tensor([one.ids])
+    ids = torch.tensor([one.ids], device="cpu")
     stages = sampler.explain(one.logits[-1].float(), ids)
     last = list(stages.values())[-1]
     generator = generator_of(asked.get("seed", 0), last.device)

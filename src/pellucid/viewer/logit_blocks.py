@@ -58,7 +58,7 @@ def _listed(logits: Tensor, logprobs: Tensor, count: int) -> tuple[Tensor, Tenso
 
 def read_lens(one: OneText, target: Target) -> dict[str, TraceBlock]:
     """What the embeddings and each block would say next, by the logit lens."""
-    nexts = torch.tensor([*one.ids[1:], target.token])
+    nexts = torch.tensor([*one.ids[1:], target.token], device="cpu")
     wanted = torch.stack([torch.full_like(nexts, target.token), nexts], -1)
     columns: dict[str, list[Tensor]] = {name: [] for name in _OF_A_LAYER}
     for logits in _every_layer(one):

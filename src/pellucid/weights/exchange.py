@@ -20,7 +20,7 @@ from pellucid.family.json_config import Config
 from pellucid.family.part import put_buffers, require_numbers
 from pellucid.generate import generation_settings
 from pellucid.generate.generation_settings import GenerationSettings
-from pellucid.numerics.products import ordinary_tensors
+from pellucid.numerics.dispatch import ordinary_tensors
 from pellucid.weights import living, saves
 from pellucid.weights.foreign import AS_IT_IS, uncompiled
 from pellucid.weights.importing import to_ours

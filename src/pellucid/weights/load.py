@@ -21,8 +21,9 @@ from pellucid.family.json_config import Config
 from pellucid.family.layout import HEAD
 from pellucid.family.part import is_finite
 from pellucid.generate.generation_settings import GenerationSettings
+from pellucid.numerics.dispatch import ordinary_tensors
 from pellucid.numerics.freed_memory import give_back
-from pellucid.numerics.products import DTYPES, Execution, ordinary_tensors
+from pellucid.numerics.products import DTYPES, Execution
 from pellucid.text import tokenizer_files
 from pellucid.weights import hub, saves
 from pellucid.weights.formats import Stored, in_memory, read

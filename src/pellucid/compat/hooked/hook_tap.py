@@ -226,8 +226,8 @@ class HookTap:
             checkpoint: [name for name in names if name in points]
             for checkpoint, names in points_of(model.schema).items()
         }
-        self._stream: Tensor = torch.empty(0)  # what the next norm reads
-        self._z: Tensor = torch.empty(0)
+        self._stream: Tensor = torch.empty(0, device="cpu")  # what the next norm reads
+        self._z: Tensor = torch.empty(0, device="cpu")
         self._attn_in: Tensor | None = None  # if a hook changed it
         self._wanted = {name for name, hooks in self._at.items() if hooks}
         if any(name.rpartition(".")[2] in {"hook_scale", *SWITCHES} for name in points):

@@ -88,7 +88,7 @@ class Tokens(nn.Module):
         left = self._side(padding_side) == "left"
         pads = [[self.pad_id] * (longest - len(row)) for row in rows]
         filled = [[*pad, *row] if left else [*row, *pad] for pad, row in zip(pads, rows, strict=True)]
-        ids = torch.tensor(filled, dtype=torch.long).reshape(len(rows), longest)
+        ids = torch.tensor(filled, dtype=torch.long, device="cpu").reshape(len(rows), longest)
         return ids.to(self.model.device) if move_to_device else ids
 
     def to_string(self, tokens: Any) -> str | list[str]:

@@ -283,7 +283,7 @@ class _Holding:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self.value = torch.empty(0)
+        self.value = torch.empty(0, device="cpu")
 
     def wants(self, name: str) -> bool:
         return name == self._name
