@@ -1,13 +1,15 @@
 """What all tests share: determinism, the models that are built once, and the tokenizer of GPT-2."""
 
+import functools
 import gc
 import gzip
 import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # The models of the tests are small: threads would cost more than they give, and starve each other on busy machines. For
 # programs that tests start, too: torch reads this as it is imported.
@@ -39,6 +41,19 @@ torch.set_num_threads(1)
 # Hypothesis would read every module that is loaded for constants to try, in each worker: three seconds, and other
 # examples whenever another test came before.
 providers._get_local_constants = lambda: providers._local_constants
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Of a test that passes, a worker tells of its call only: six messages for each of ten thousand take seconds."""
+    for word in ("start", "finish", "report"):
+        for hook in getattr(session.config.hook, f"pytest_runtest_log{word}").get_hookimpls():
+            if type(hook.plugin).__name__ == "WorkerInteractor":  # of pytest-xdist, in its workers
+                hook.function = functools.partial(_told, hook.function)
+
+
+def _told(tell: Callable[[Any], None], *given: Any) -> None:
+    if len(given) == 1 and (given[0].when == "call" or not given[0].passed):  # a report; others are names and places
+        tell(given[0])
 
 
 @pytest.hookimpl(tryfirst=True)
