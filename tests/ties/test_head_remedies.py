@@ -13,6 +13,8 @@ import transformers
 from torch import nn
 
 import pellucid as pl
+import support
+from pellucid.errors import WeightsError
 from pellucid.ties import audit_ties
 from ties import cases
 
@@ -122,3 +124,57 @@ def test_a_head_in_a_sequential(tied: bool, tmp_path: Path) -> None:
     eval(problem.remedy.partition(" keeps")[0], {"model": model, "pl": pl})
     assert audit_ties(model).after_reload.survives
     assert torch.equal(model.lm_head.weight, head)
+
+
+@pytest.mark.parametrize("shared", ["transformer.ln_f", "transformer.h.1"])
+def test_what_stands_in_two_places_is_no_matter_of_the_head(shared: str, tmp_path: Path) -> None:
+    model = support.reference()
+    blocks = model.transformer.h
+    model.set_submodule(shared, blocks[0].ln_1 if shared.endswith("ln_f") else blocks[0])
+    with pytest.raises(WeightsError) as refused:
+        pl.save_hf(model, tmp_path / "saved")
+    remedy = str(refused.value.remedy).partition(": ")[2]
+    exec(remedy, {"model": model, "pl": pl, "folder": tmp_path / "saved"})
+    again, ids = type(model).from_pretrained(tmp_path / "saved"), torch.tensor([[1, 2, 3]])
+    given, expected = (one.eval()(ids, use_cache=False).logits for one in (again, model))  # one block has one cache
+    assert torch.equal(given, expected)
+
+
+@pytest.mark.parametrize("change", [pl.tie, pl.untie])
+def test_a_head_in_a_buffer_is_a_head(change: Any, tmp_path: Path) -> None:
+    model = support.reference()
+    matrix = model.lm_head.weight.detach().clone()
+    del model.lm_head.weight
+    model.lm_head.register_buffer("weight", matrix)
+    change(model)
+    assert pl.save_hf(model, tmp_path / "saved").outputs
+
+
+def test_a_head_that_is_computed_is_refused_by_name() -> None:
+    model = support.reference()
+    torch.nn.utils.parametrizations.weight_norm(model.lm_head)
+    with pytest.raises(WeightsError, match="weight is computed, expected one that is stored") as refused:
+        pl.tie(model)
+    assert "pl.replace_head(" in str(refused.value.remedy)
+
+
+def test_a_head_of_another_class_is_not_handed_to_replace_head() -> None:
+    model = support.reference()
+    matrix = model.lm_head.weight
+    model.lm_head = torch.nn.Module()
+    model.lm_head.weight = matrix
+    model.lm_head.forward = lambda x: x @ matrix.T
+    problem = next(problem for problem in pl.audit_ties(model).problems if problem.code == "reload-replaced")
+    assert "get_submodule" not in problem.remedy
+
+
+def test_hooks_are_in_no_file(tmp_path: Path) -> None:
+    model = support.reference()
+    hook = model.lm_head.register_forward_hook(lambda *args: args[-1] * 2)
+    assert "hooks on lm_head are in no file" in pl.audit_ties(model).after_reload.reason
+    with pytest.raises(WeightsError, match="other outputs") as refused:
+        pl.save_hf(model, tmp_path / "saved")
+    assert "handle.remove()" in str(refused.value.remedy)
+    hook.remove()
+    assert "hooks" not in pl.audit_ties(model).after_reload.reason
+    assert pl.save_hf(model, tmp_path / "saved").outputs

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pellucid.errors import MOST_PRINTED, ConfigError, InputError, printable
+from pellucid.errors import MOST_PRINTED, ConfigError, InputError, printable, some
 from pellucid.family.config import as_names
 from pellucid.names.calls import named_arguments, named_methods
 from pellucid.numerics.dispatch import ordinary_tensors
@@ -193,6 +193,10 @@ def _audit_model(model: nn.Module, optimizer: Optimizer | None, tied: bool | Non
             overwritten = overwritten_by_tying(model)
         else:
             after = no_save(f"a {type(model).__name__}", model)
+        hooked = [path or "it" for path, one in model.named_modules() if one._forward_hooks or one._forward_pre_hooks]
+        if hooked and after.survives:
+            reason = f"{after.reason}; hooks on {some(hooked)} are in no file, with all that they change"
+            after = dataclasses.replace(after, reason=reason)
         on_disk = _torch_saved([one.tensor for one in subject.named]) if subject.kind == "module" else after.written
         findings = None if optimizer is None else compare_optimizer(optimizer, subject.named)
         return _audit(subject, after, on_disk, overwritten, findings)

@@ -151,12 +151,13 @@ class OutputHead:
     def own(self) -> nn.Parameter | None:
         """The head's own parameter, whatever its order of axes; None if it owns none."""
         linear = plain_linear(self.model.get_output_embeddings())
-        return None if linear is None else linear._parameters["weight"]
+        return None if linear is None else linear._parameters.get("weight")
 
     @property
     def rows(self) -> Tensor | None:
-        """The head as [V, D]; None if it is no linear map."""
-        return self.own
+        """The head as [V, D]; None if it is no linear map, or its weight is computed."""
+        linear = plain_linear(self.model.get_output_embeddings())
+        return self.own if linear is None or self.own is not None else linear._buffers.get("weight")
 
     @property
     def tied(self) -> bool:
@@ -166,8 +167,9 @@ class OutputHead:
     def unexpected(self) -> str | None:
         """What the head is instead of a plain linear map without bias, and what was expected; None if it is plain."""
         module = self.model.get_output_embeddings()
-        plain = plain_linear(module) is module and has_no_bias(module)
-        return None if plain else f"{module}, expected a Linear without bias"
+        if plain_linear(module) is not module or not has_no_bias(module):
+            return f"{module}, expected a Linear without bias"
+        return None if self.rows is not None else f"{module}, whose weight is computed, expected one that is stored"
 
     def require_rows(self) -> Tensor:
         """Return the head as [V, D]; raise `WeightsError` if it is no plain linear map without bias."""

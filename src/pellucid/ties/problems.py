@@ -65,6 +65,11 @@ def _reload(audit: TieAudit, subject: Subject) -> Iterator[Problem]:
             remedy = "Mend model.generation_config, which is checked when it is saved."
         elif NO_TENSOR in after.reason:
             remedy = "Save the model as it was before it was quantized, and quantize what is read from there."
+        elif _held_twice(audit):
+            remedy = (
+                "Give each its own in a model that is built anew: own = type(model)(model.config).to(model.dtype); "
+                "own.load_state_dict(model.state_dict()); pl.save_hf(own, folder)"
+            )
         elif subject.declared.malformed:
             remedy = "Write it as a dict, {target: source}, as transformers 5 does."
         else:
@@ -74,6 +79,12 @@ def _reload(audit: TieAudit, subject: Subject) -> Iterator[Problem]:
         yield Problem("reload-raises", after.reason, _fit_sizes(subject))
     for code in dict.fromkeys(loss.code for loss in after.lost):
         yield _loss([loss for loss in after.lost if loss.code == code], audit, subject)
+
+
+def _held_twice(audit: TieAudit) -> bool:
+    """Whether parameters outside of the head stand in a model under two names, as those of modules that are shared."""
+    declared = {name for pair in (audit.declared.by_class or {}).items() for name in pair}
+    return any(group.kind == "same parameter" and not declared & set(group.names) for group in audit.groups)
 
 
 def _loss(lost: Sequence[Loss], audit: TieAudit, subject: Subject) -> Problem:
@@ -96,7 +107,8 @@ def _loss(lost: Sequence[Loss], audit: TieAudit, subject: Subject) -> Problem:
         remedy = _keep_or_give_up(names, subject, place)
     else:
         remedy = {
-            "random": "Save it together with all of the class's tensors.",
+            "random": "Save it together with all of the class's tensors; if modules were taken out of it, make the "
+            "configuration say so, such as the number of layers.",
             "dtype": "Give every tensor one dtype before saving: model.to(dtype).",
             "overwritten": _KEEP_OR_TIE,
             "rounded": "Open the model in its dtype instead of converting it, which rounds, or put a whole one there: "
@@ -164,8 +176,8 @@ def _keep_or_give_up(names: Sequence[str], subject: Subject, place: str) -> str:
 def _rebuild_or_replace(names: Sequence[str], subject: Subject, place: str, has_head: bool) -> str:
     """What to do about modules that the class builds otherwise."""
     kept = _only_matrix(names, {one.name: one.tensor for one in subject.named})
-    if kept is not None and kept.startswith(f"{place}."):
-        inner = kept.rpartition(".")[0]
+    inner = "" if kept is None else kept.rpartition(".")[0]
+    if inner.startswith(f"{place}."):
         return (
             f"pl.replace_head(model, model.get_submodule({inner!r}), tie=False) keeps its matrix in a head that the "
             "class builds; a subclass whose __init__ makes this head keeps all of it."

@@ -113,7 +113,8 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
 
 def _refusal(audit: TieAudit, what: str) -> WeightsError:
     grave = (problem.remedy for problem in audit.problems if problem.code in _GRAVE)
-    remedy = next(grave, "Put a plain head there that is saved as it is: pl.replace_head(model, head, tie=...).")
+    beside = "Take away what changes its outputs beside its tensors, such as forward hooks (handle.remove() of each)."
+    remedy = next(grave, beside)
     return WeightsError(f"save_hf: nothing was saved: {what}.", code="save-would-lose", remedy=remedy)
 
 
