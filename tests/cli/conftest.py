@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import typer.testing
 from typer.testing import CliRunner, Result
 
 import pellucid as pl
@@ -13,6 +14,9 @@ from pellucid.cli import app
 from pellucid.prove.copies import working_copy
 
 Run = Callable[..., Result]
+
+# A process declares the verbs once; each call of a `CliRunner` would declare them anew.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 @pytest.fixture(autouse=True)
