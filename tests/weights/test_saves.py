@@ -86,7 +86,7 @@ def test_a_kill_at_every_step_leaves_one_model_or_says_so(old: Saver, reads: boo
     old(tmp_path / "old")
     shutil.copytree(tmp_path / "old", folder)
     (folder / "notes.txt").write_text("mine")
-    for _ in at_every_step(lambda: new.save_pretrained(folder), CHANGES):
+    for _ in at_every_step(lambda: new.save_pretrained(folder), CHANGES, after=False):
         seen.append(number_or_error(folder))
         if seen[-1] is None:
             new.save_pretrained(folder)
@@ -225,7 +225,7 @@ def test_save_hf_is_killed_at_every_step(shards: str | None, tmp_path: Path, mon
     seen = [number_or_error(folder)]
     pl.save_hf(old, folder)
     shutil.copytree(folder, tmp_path / "old")
-    for step in at_every_step(lambda: pl.save_hf(new, folder), ((os, "replace"),)):
+    for step in at_every_step(lambda: pl.save_hf(new, folder), ((os, "replace"),), after=False):
         seen.append(number_or_error(folder))
         if seen[-1] != 1:
             assert step > 1
