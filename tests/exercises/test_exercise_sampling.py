@@ -114,6 +114,11 @@ SCORES: list[tuple[str, Callable[..., Any], str]] = [
     ("top_p", lambda x, p, n=1: SOLUTION.sample_top_k(x, len(_ids(x, p)) + n - 1), "is added to the nucleus"),
     ("basic", lambda x: torch.manual_seed(0) and SOLUTION.sample_basic(x), "the seed is set inside the function"),
     (
+        "top_k",
+        lambda x, k: x.topk(k)[1][torch.multinomial(x.topk(k)[0].softmax(-1), 1, generator=torch.Generator())],
+        "every call draws the same, as with a generator that is made",
+    ),
+    (
         "top_p",
         lambda x, p, n=1: int(
             torch.multinomial(

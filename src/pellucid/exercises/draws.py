@@ -18,7 +18,7 @@ from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, c
 from pellucid.exercises.scores import as_id, given, note_changes
 from pellucid.exercises.watch import Drawn, apart
 
-DRAWS = 4000
+DRAWS, SAME = 4000, 50
 EXACT = 1e-5
 
 
@@ -51,6 +51,8 @@ def distribution(draw: Callable[[], Any], size: int, step: str, doing: str = "")
         with theirs(step, doing), Drawn(place):
             token = as_id(draw(), step)
         found[_checked(token, size, step)] += weights[place]
+    if found.max() < 0.6:  # by chance, all are the same once in 10^11 times
+        _require_other_draws(draw, step, doing)
     return Distribution(found, exact=True)
 
 
@@ -65,6 +67,15 @@ def _require_chance(draw: Callable[[], Any], step: str, doing: str) -> None:
     if torch.equal(*states):
         raise WrongAnswerError("the seed is set inside the function, so that every call draws the same", step,
                                "the chosen id", "something is drawn in another way than it should be")  # fmt: skip
+
+
+def _require_other_draws(draw: Callable[[], Any], step: str, doing: str) -> None:
+    """See that a function does not draw with a generator that it makes, under which every call draws the same."""
+    with theirs(step, doing):
+        if len({as_id(draw(), step) for _ in range(SAME)}) > 1:
+            return
+    raise WrongAnswerError("every call draws the same, as with a generator that is made and seeded inside the function",
+                           step, "the chosen id")  # fmt: skip
 
 
 def _counted(draw: Callable[[], Any], size: int, step: str, doing: str) -> Tensor:
