@@ -78,8 +78,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Set aside what stays until the end: statsmodels collects garbage in each call, and would look through it all."""
-    gc.collect()
+    """Set aside what stays until the end: statsmodels collects garbage in each call, and would look through it all.
+
+    A little garbage stays, too: to find it would take most of a second in each process.
+    """
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)  # Python's own 700 objects are few beside what a test makes
     gc.enable()
