@@ -22,6 +22,7 @@ def process() -> NoReturn:
     for name in ("COLUMNS", "LINES"):
         if not os.environ.get(name, "1").strip("0"):
             del os.environ[name]  # a screen of no columns, as containers without a terminal say, shows nothing
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; the backend that a notebook hands on need not be here
     code: object = 0
     try:
         main()

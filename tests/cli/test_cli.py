@@ -171,7 +171,9 @@ def test_every_error_is_a_message_and_its_exit_code(
 
 def terminal() -> Console:
     """A console that thinks it is a terminal, and keeps what it shows."""
-    return Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=80)
+    file = io.StringIO()
+    file.isatty = lambda: True  # type: ignore[method-assign]
+    return Console(file=file, force_terminal=True, color_system="standard", width=80)
 
 
 def test_errors_are_red_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,9 +184,11 @@ def test_errors_are_red_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_progress_shows_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with screen.progress("waiting"):
-        pass
-    assert capsys.readouterr() == ("", "")
+    for forced in ("", "1"):  # what colours logs makes no terminal of them
+        monkeypatch.setenv("FORCE_COLOR", forced)
+        with screen.progress("waiting"), screen.steps("waiting") as step:
+            step("one", 0.5)
+        assert capsys.readouterr() == ("", "")
     console = terminal()
     monkeypatch.setattr(screen, "messages", lambda: console)
     with screen.progress("waiting"):

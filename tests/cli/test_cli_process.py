@@ -160,3 +160,12 @@ def test_the_command_is_the_module() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     module, function = scripts["pellucid"].split(":")
     assert getattr(import_module(module), function) is import_module("pellucid.__main__").process
+
+
+def test_figures_do_not_need_the_backend_that_a_notebook_hands_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    command, seen = import_module("pellucid.__main__"), []
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setattr(command, "main", lambda: seen.append(os.environ["MPLBACKEND"]))
+    monkeypatch.setattr(os, "_exit", seen.append)
+    command.process()
+    assert seen == ["agg", 0]

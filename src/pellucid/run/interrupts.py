@@ -12,9 +12,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 INTERRUPTED = 130
 """The exit code: 128 and the number of the signal, as shells have it."""
@@ -67,6 +70,13 @@ def told(words: str | Callable[[], str]) -> Generator[None, None, None]:
         raise KeyboardInterrupt(words if isinstance(words, str) else words()) from None
 
 
+def is_watched(console: Console) -> bool:
+    """Whether what moves is seen: FORCE_COLOR makes a console of rich's a terminal in logs, too."""
+    with suppress(ValueError, AttributeError):  # closed
+        return console.is_terminal and console.file.isatty()
+    return False
+
+
 @contextmanager
 def bar(what: str, total: int | None, *, wanted: bool) -> Generator[Callable[[int], None]]:
     """Draw a bar with rate and time left on stderr, if it is wanted and that is a terminal.
@@ -78,7 +88,7 @@ def bar(what: str, total: int | None, *, wanted: bool) -> Generator[Callable[[in
     from rich.text import Text
 
     console = Console(stderr=True)
-    if not wanted or not console.is_terminal:
+    if not wanted or not is_watched(console):
         yield lambda count: None
         return
 

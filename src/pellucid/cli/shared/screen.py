@@ -19,6 +19,7 @@ from pellucid.check import path_of
 from pellucid.cli.shared.widths import shown_in
 from pellucid.errors import NotFoundError, PellucidError, WeightsError, printable
 from pellucid.html.listing import finite
+from pellucid.run.interrupts import is_watched
 
 LOST_OUTPUT = "stdout-not-writable"
 """The code of the error that stdout itself failed."""
@@ -153,7 +154,7 @@ def show_json(content: Mapping[str, Any]) -> None:
 def progress(what: str) -> Generator[None, None, None]:
     """Say on a terminal's stderr what takes time, for as long as it does."""
     console = messages()
-    if not console.is_terminal:
+    if not is_watched(console):
         yield
         return
     with console.status(f"{what} …", spinner="dots"):
@@ -166,7 +167,7 @@ def steps(what: str) -> Generator[Callable[[str, float], None], None, None]:
     console = messages()
     bar = Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
+        console=console, transient=True, disable=not is_watched(console),
     )  # fmt: skip
     with bar:
         task = bar.add_task(what, total=1.0)

@@ -15,6 +15,7 @@ from pellucid.cli.shared.failures import Exit
 from pellucid.cli.shared.screen import messages, note_a_missing_folder, progress, show, show_json
 from pellucid.cli.verbs import Capture
 from pellucid.corpus.identity import reopened
+from pellucid.run.interrupts import is_watched
 
 
 def capture(wish: Capture) -> None:
@@ -40,7 +41,7 @@ def capture(wish: Capture) -> None:
             except pl.NotFoundError:
                 said = repr(pl.corpus.estimate(model, texts(), names, wish.out, **about))
         messages().print(Text(said), soft_wrap=True)
-    seen = messages().is_terminal and not wish.as_json
+    seen = is_watched(messages()) and not wish.as_json
     by: dict[str, Any] = {"engine": wish.engine, "workers": wish.workers}
     with redirect_stdout(sys.stderr):  # where Ray says of processes that died
         store = pl.corpus.capture(model, texts(), names, wish.out, progress=seen, **about, **by)
