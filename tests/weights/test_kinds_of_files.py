@@ -344,7 +344,7 @@ def test_a_few_bytes_that_claim_to_be_a_terabyte_are_refused(tmp_path: Path) -> 
 
 
 def test_a_name_without_end_is_cut(tmp_path: Path) -> None:
-    tensors: dict[str, Tensor] = {**hf_dict(HF), "x" * 10**7: torch.ones(2)}
+    tensors: dict[str, Tensor] = {**hf_dict(HF), "x" * 10**6: torch.ones(2)}
     torch.save(tensors, tmp_path / "weights.pt")
     with pytest.raises(pl.WeightsError) as caught:
         pl.load(tmp_path / "weights.pt", config=config_of(HF))
