@@ -26,6 +26,7 @@ from pellucid.compat.hooked import (
     utils,
 )
 from pellucid.errors import PellucidWarning, ShapeError
+from pellucid.prove.copies import deep_copy
 
 IDS = torch.tensor([[5, 30, 17, 25, 9, 41, 7], [8, 31, 17, 50, 92, 10, 9]])
 SWITCHES = ("use_attn_result", "use_attn_in", "use_split_qkv_input", "use_hook_mlp_in")
@@ -667,8 +668,8 @@ REMEDIES: dict[str, list[Case]] = {
 
 
 @pytest.mark.parametrize(("code", "case"), params(REMEDIES))
-def test_remedies(code: str, case: Case, texts: HookedTransformer) -> None:
-    follow(code, case, HookedTransformer(pl.load()))
+def test_remedies(code: str, case: Case, bundled: pl.CkptedTransformer) -> None:
+    follow(code, case, HookedTransformer(deep_copy(bundled, {})))
 
 
 @pytest.mark.remedy("no-beginning")
