@@ -643,7 +643,12 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: pl.compare(h.told, h.told, inputs="one", tokenizer="bundled"),
             "pl.load(name).tokenizer",
             lambda h: pl.compare(h.told, h.told, inputs="one", tokenizer=pl.load("bundled").tokenizer),
-        )
+        ),
+        Case(
+            lambda h: setattr(h.told, "tokenizer", pl.Tokenizer) or h.told.tokenize("one"),
+            "pl.load(name).tokenizer",
+            lambda h: setattr(h.told, "tokenizer", pl.load("bundled").tokenizer) or h.told.tokenize("one"),
+        ),
     ],
     "not-a-cache": [
         Case(

@@ -363,6 +363,16 @@ def test_tensors_of_every_kind(kind: str) -> None:
     assert pl.compare({"w": one}, {"w": other}).verdict == "different"
 
 
+def test_a_program_that_keeps_a_matrix_in_eight_bits() -> None:
+    model, hf = support.pair()
+    kept = hf.transformer.h[0].mlp.c_fc
+    kept.weight = nn.Parameter(kept.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    kept.forward = lambda x: x @ kept.weight.float() + kept.bias
+    assert pl.compare(model, hf, inputs=[[1, 2, 3]]).verdict == "equivalent"
+    kept.forward = lambda x: x @ kept.weight.float() - kept.bias
+    assert pl.compare(model, hf, inputs=[[1, 2, 3]]).verdict == "different"
+
+
 @pytest.mark.filterwarnings("ignore:.*nested tensors.*:UserWarning")
 def test_tensors_of_several_sizes_are_refused() -> None:
     for sides in ((nested(), nested()), ({"w": nested()}, {"w": nested()})):

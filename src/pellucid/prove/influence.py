@@ -157,7 +157,8 @@ SAMPLE = 64
 def _near(rows: Tensor, table: Tensor) -> bool:
     """Whether a table is a version of another of its shape."""
     for step, limit in ((max(len(table) // SAMPLE, 1), 2 * NEAR), (1, NEAR)):
-        one, other = table[::step].nan_to_num(), rows[::step].detach().nan_to_num()
+        some = (side[::step].detach() for side in (table, rows))  # eight bits have no norm, sixteen overflow
+        one, other = ((each.float() if each.element_size() < 4 else each).nan_to_num() for each in some)
         if not float((other - one).norm()) <= limit * float(one.norm()):
             return False
     return True

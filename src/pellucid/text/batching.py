@@ -41,7 +41,7 @@ class Batcher:
         given: object = self.tokenizer
         if isinstance(given, (Tokenizer, NoneType)):
             return
-        if not isinstance(given, Tokenizes) or isinstance(given, tokenizers.Tokenizer):
+        if not isinstance(given, Tokenizes) or isinstance(given, (type, tokenizers.Tokenizer)):
             raise no_tokenizer(given, "a tokenizer")
         object.__setattr__(self, "tokenizer", complete(given))
 

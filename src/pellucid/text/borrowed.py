@@ -30,11 +30,14 @@ class Tokenizes(Protocol):
 def no_tokenizer(given: object, expected: str) -> InputError:
     """The error for something in the place of a tokenizer, with the way to the one that was meant."""
     is_path = isinstance(given, (str, os.PathLike))
+    what = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
     if is_path:
         remedy = (
             "pl.Tokenizer.from_folder reads a folder, pl.Tokenizer.from_file a tokenizer.json; pl.load(name).tokenizer "
             "is that of a model by its name."
         )
+    elif isinstance(given, type):
+        remedy = "Give an object of the class, such as pl.Tokenizer.from_folder(folder), pl.load(name).tokenizer."
     elif isinstance(given, tokenizers.Tokenizer):
         remedy = "Make one of it: pl.Tokenizer(tokenizer)."
     elif isinstance(given, Tokenizes):
@@ -45,7 +48,7 @@ def no_tokenizer(given: object, expected: str) -> InputError:
     else:
         remedy = "Give a pl.Tokenizer, or an object with the calls that docs/tokens.md lists."
     return InputError(
-        f"tokenizer: {shown(given) if is_path else type(given).__name__} given, expected {expected}.",
+        f"tokenizer: {shown(given) if is_path else what} given, expected {expected}.",
         code="tokenizer-kind",
         remedy=remedy,
     )
@@ -81,7 +84,7 @@ def one_token(tokenizer: Tokenizes, piece: str) -> int:
 
 def complete(tokenizer: Any) -> Any:
     """A tokenizer with every call that a model uses; itself if it has them, or if it is none."""
-    if not isinstance(tokenizer, Tokenizes) or isinstance(tokenizer, (tokenizers.Tokenizer, Borrowed)):
+    if not isinstance(tokenizer, Tokenizes) or isinstance(tokenizer, (type, tokenizers.Tokenizer, Borrowed)):
         return tokenizer
     has_calls = hasattr(tokenizer, "pieces") and hasattr(tokenizer, "__len__")
     return tokenizer if has_calls and "after" in _arguments(tokenizer.decode) else Borrowed(tokenizer)
