@@ -175,7 +175,7 @@ def test_no_setting_is_unheard_of(folder: Path) -> None:
 UNIMPLEMENTED: dict[str, dict[str, Any]] = {
     "top_h": {"top_h": 0.4, "do_sample": True}, "bad_words_ids": {"bad_words_ids": [[3, 4]]},
     "encoder_repetition_penalty": {"encoder_repetition_penalty": 1.2}, "guidance_scale": {"guidance_scale": 1.5},
-    "penalty_alpha": {"penalty_alpha": 0.6, "top_k": 4}, "num_beam_groups": {"num_beam_groups": 2, "num_beams": 4},
+    "penalty_alpha": {"penalty_alpha": 0.6}, "num_beam_groups": {"num_beam_groups": 2, "num_beams": 4},
     "epsilon_cutoff": {"epsilon_cutoff": 0.1, "do_sample": True}, "renormalize_logits": {"renormalize_logits": True},
     "sequence_bias": {"sequence_bias": [[[3], -5.0]]}, "max_time": {"max_time": 3.0},
 }  # fmt: skip
@@ -205,7 +205,7 @@ def test_what_is_not_implemented_is_named(name: str, folder: Path) -> None:
         ({"num_beams": 10**9}, "num_beams=1000000000, expected a whole number from 1 to 65536"),
         ({"min_length": -2}, "min_length=-2"),
         ({"early_stopping": "sometimes", "num_beams": 2}, "early_stopping='sometimes'"),
-        ({"eos_token_id": "end"}, "eos_token_id='end'"),
+        ({"eos_token_id": "end"}, "generation_config.json: eos_token_id='end'"),
         ({"forced_eos_token_id": 5000}, "forced_eos_token_id holds 5000"),
     ],
 )

@@ -6,7 +6,8 @@ always count; those that choose how to sample or search count when they are aske
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -111,7 +112,8 @@ class GenerationSettings:
     @property
     def pad_id(self) -> int | None:
         """What stands behind the end of a text that is shorter than others."""
-        return read_token_id("pad_token_id", self.fields.get("pad_token_id"))
+        with self._told_of():
+            return read_token_id("pad_token_id", self.fields.get("pad_token_id"))
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -132,7 +134,17 @@ class GenerationSettings:
         """The token ids in a field: none, one or several."""
         value = self.fields.get(name)
         several = value if isinstance(value, (list, tuple)) else [value]
-        return read_tokens(name, several)
+        with self._told_of():
+            return read_tokens(name, several)
+
+    @contextmanager
+    def _told_of(self) -> Generator[None]:
+        """Errors of ids say in which file they are."""
+        try:
+            yield
+        except ConfigError as problem:
+            said = problem.message.replace("config:", f"{self.source}:", 1)
+            raise ConfigError(said, code=problem.code, remedy=problem.remedy) from None
 
     def without(self, *names: str) -> GenerationSettings:
         """These settings without some of the fields."""

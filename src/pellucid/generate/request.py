@@ -264,7 +264,8 @@ def _that_apply(settings: GenerationSettings) -> GenerationSettings:
     """Settings without those that transformers passes over because of others."""
     draws = settings.fields.get("do_sample") is True
     idle: list[str] = [] if draws else list(_OF_DRAWS)
-    if draws or not (as_number(settings.fields.get("top_k")) or 0) > 1:
+    top_k = settings.fields.get("top_k")
+    if draws or not (as_number(_DEFAULTS["top_k"] if top_k is None else top_k) or 0) > 1:
         idle.append("penalty_alpha")  # contrastive search takes both
     if not (as_number(settings.fields.get("num_beam_groups")) or 1) > 1:
         idle.append("diversity_penalty")
