@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import pellucid as pl
 import samples
 import support
+from pellucid.family import suspicions
 from pellucid.gpt2 import suspects
 
 THIRD = torch.tensor([1.0, 1.0, 0.3])[:, None, None]
@@ -202,3 +204,10 @@ def test_mutants_are_noticed(name: str, one: pl.CkptedTransformer, monkeypatch: 
     words = {"suggested": "z of head 2 multiplied by 0.3 (", "measured": "scores are 0.7 times what they should be ("}
     with pytest.raises(AssertionError):
         test_attention_with_a_number_of_its_own(words[name], one, one)
+
+
+def test_measured_numbers_are_taken_for_plain_ones_and_their_roots() -> None:
+    """A scale for heads of half the width is off by sqrt(2), which no short text gives to the last digit."""
+    for meant in (0.3, -1.25, math.sqrt(2), math.sqrt(0.75)):
+        assert suspicions._plain(meant * (1 + 1e-9)) == meant
+    assert suspicions._plain(math.pi / 3) == math.pi / 3

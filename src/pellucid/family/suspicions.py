@@ -195,6 +195,7 @@ def _said(together: str, apart: str, heads: list[int], factors: Tensor) -> str:
 
 
 def _plain(value: float) -> float:
-    """The nearest number of few digits, if it is so near that a measured one may be meant to be it."""
-    rounded = (float(f"{value:.{digits}g}") for digits in range(1, 7))
-    return next((number for number in rounded if math.isclose(number, value, rel_tol=1e-7)), value)
+    """The nearest number of few digits, or root of one, if it is so near that a measured one may be meant to be it."""
+    rounded = [float(f"{value:.{digits}g}") for digits in range(1, 7)]
+    roots = [math.copysign(math.sqrt(float(f"{value * value:.{digits}g}")), value) for digits in range(1, 4)]
+    return next((number for number in (*rounded, *roots) if math.isclose(number, value, rel_tol=1e-7)), value)
