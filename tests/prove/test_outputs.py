@@ -99,10 +99,10 @@ def test_attention_over_rows_is_no_text_in_a_column(small: pl.CkptedTransformer)
     assert (found.cause or "").startswith("attention over batch rows")
 
 
-def test_one_text_after_another(small: pl.CkptedTransformer) -> None:
-    def one(x: Tensor) -> Tensor:
-        return x[0]
-
+@pytest.mark.parametrize(
+    "one", [lambda x: x[0], lambda x: {"logits": x[0]}, lambda x: (None, x[0]), lambda x: x[0, -1]]
+)
+def test_one_text_after_another(one: Any, small: pl.CkptedTransformer) -> None:
     def alone(_: Any, given: tuple[Tensor]) -> tuple[Tensor]:
         (ids,) = given
         assert ids.dim() == 1

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pellucid.check import attribute
 from pellucid.family.families import FAMILIES
@@ -58,7 +59,13 @@ def calls(module: nn.Module) -> Iterator[tuple[Call, str]]:
             yield lambda module, ids, mask=mask: module(ids, **_beside(module, ids, name, mask)), words
     yield lambda module, ids: module(input_ids=ids), ""
     yield lambda module, ids: module({"input_ids": ids, "attention_mask": torch.ones_like(ids)}), ""
-    yield lambda module, ids: [module(row) for row in ids], "it takes one text [P], and was given one after another"
+    yield _one_by_one, "it takes one text [P], and was given one after another"
+
+
+def _one_by_one(module: nn.Module, ids: Tensor) -> Any:
+    """What a module that takes one text gives for each row, put together in whatever containers it gives it."""
+    rows = [module(row) for row in ids]
+    return tree_map(lambda *parts: torch.stack(parts) if isinstance(parts[0], Tensor) else parts[0], *rows)
 
 
 def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, str, Any]:
