@@ -89,10 +89,10 @@ def _is_known(value: Any, memo: dict[int, Any]) -> bool:
     return value is None or id(value) in memo
 
 
-UNCHANGING = (bool, int, float, str, type(None))
+UNCHANGING = frozenset({bool, int, float, str, type(None)})
 """Types of which a value is its own copy."""
 
-CONTAINERS = (dict, list, tuple, set, OrderedDict)
+CONTAINERS = frozenset({dict, list, tuple, set, OrderedDict})
 """Types of which an empty value is copied by making another."""
 
 

@@ -21,6 +21,7 @@ from pellucid.numerics.dense import has_memory
 from pellucid.numerics.dispatch import DispatchMode
 from pellucid.prove.calling import working_call
 from pellucid.prove.copies import (
+    CONTAINERS,
     UNCHANGING,
     Moved,
     copied,
@@ -112,8 +113,11 @@ class Loan:
         compiled = is_compiled(child)
         lent: dict[str, Any] = {}
         for name, value in state.items():
-            if type(value) in UNCHANGING or (compiled and name[:1] != "_"):
+            kind = type(value)
+            if kind in UNCHANGING or (compiled and name[:1] != "_"):
                 lent[name] = value
+            elif kind in CONTAINERS and not value:  # most are: hooks that nobody set; several modules may share one
+                lent[name] = memo[id(value)] if id(value) in memo else memo.setdefault(id(value), kind())
             else:
                 lent[name] = _copied(value, memo)
         dtype = torch.float64 if double else self.dtype
