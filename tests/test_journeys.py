@@ -42,12 +42,12 @@ def files_entered() -> Iterator[set[str]]:
 Journey = Callable[[pl.CkptedTransformer, pl.Batch, Any], Any]
 
 JOURNEYS: dict[str, tuple[int, Journey]] = {
-    "load": (32, lambda model, batch, theirs: pl.load()),
+    "load": (34, lambda model, batch, theirs: pl.load()),
     "model(batch)": (11, lambda model, batch, theirs: model(batch)),
     "capture everything": (16, lambda model, batch, theirs: model.run_with_ckpts(batch)),
     "generate three tokens": (28, lambda model, batch, theirs: model.generate(TEXT, max_new_tokens=3)),
-    "compare": (46, lambda model, batch, theirs: pl.compare(model, theirs(), inputs=TEXT)),
-    "pellucid run TEXT": (49, lambda model, batch, theirs: CliRunner().invoke(app, ["run", TEXT])),
+    "compare": (48, lambda model, batch, theirs: pl.compare(model, theirs(), inputs=TEXT)),
+    "pellucid run TEXT": (52, lambda model, batch, theirs: CliRunner().invoke(app, ["run", TEXT])),
 }
 """At most how many files, and the journey: of a model, a batch, and what makes transformers' model of its weights."""
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -51,10 +50,3 @@ def recorded() -> Generator[None]:
     """Gradients are recorded inside, whatever the caller switched off: many notebooks begin by switching them off."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-def recordable(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy if `torch.inference_mode` was on when it was made: a backward pass could not keep it."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return tensor
-    return tensor.clone() if tensor.is_inference() else tensor

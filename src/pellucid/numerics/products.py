@@ -84,6 +84,13 @@ def is_batched(tensor: Tensor) -> bool:
     return False
 
 
+def recordable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if `torch.inference_mode` was on when it was made: a backward pass could not keep it."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return tensor
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x [..., I], weight [I, O], bias [O] -> [..., O], by one `addmm`, as transformers' Conv1D does."""
     if x.dim() == 2:

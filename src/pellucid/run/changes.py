@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import EditError
-from pellucid.numerics.dispatch import recordable
+from pellucid.numerics.products import recordable
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, Region, take
 from pellucid.schema import POSITIONS, Axes, Axis

@@ -13,7 +13,7 @@ from pellucid.family.network import Network
 from pellucid.family.part import Part, submodules
 from pellucid.names import aliases
 from pellucid.names.aliases import Names, selected, several
-from pellucid.numerics.dispatch import recordable
+from pellucid.numerics.products import recordable
 from pellucid.run.changes import Site
 from pellucid.run.edit import Edit
 from pellucid.run.region import Region, take

@@ -15,7 +15,7 @@ from pellucid.errors import InputError, visible
 from pellucid.family.json_config import Config
 from pellucid.html.listing import Listed, Listing, counted
 from pellucid.names.calls import named_arguments
-from pellucid.numerics.dispatch import recordable
+from pellucid.numerics.products import recordable
 from pellucid.schema import POSITIONS, Axis, coordinate
 from pellucid.text.borrowed import no_tokenizer
 from pellucid.text.tokenizer import Tokenizer
