@@ -194,6 +194,13 @@ def test_what_is_not_implemented_is_named(name: str, folder: Path) -> None:
     assert len(new(model.generate([[1, 2, 3]], sampler="file", max_new_tokens=5))[0]) == len(plain[0])
 
 
+@pytest.mark.parametrize("beside", [{"num_beams": 3}, {"top_k": 1}, {"do_sample": True}], ids=str)
+def test_a_penalty_that_begins_no_contrastive_search_is_passed_over(beside: dict[str, Any], folder: Path) -> None:
+    fields = {"penalty_alpha": 0.6, "max_new_tokens": 5, **beside}
+    wanted = expected(write(folder, fields), [[1, 2, 3]], [11])
+    assert new(pl.load(folder).generate([[1, 2, 3]], sampler="file", seed=0)) == wanted
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

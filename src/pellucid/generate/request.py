@@ -258,15 +258,16 @@ _DEFAULTS: dict[str, Any] = {
 
 _FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 _OF_DRAWS = ("top_h", "epsilon_cutoff", "eta_cutoff")
+_SEARCHES = ("top_k", "num_beams")
 
 
 def _that_apply(settings: GenerationSettings) -> GenerationSettings:
     """Settings without those that transformers passes over because of others."""
     draws = settings.fields.get("do_sample") is True
     idle: list[str] = [] if draws else list(_OF_DRAWS)
-    top_k = settings.fields.get("top_k")
-    if draws or not (as_number(_DEFAULTS["top_k"] if top_k is None else top_k) or 0) > 1:
-        idle.append("penalty_alpha")  # contrastive search takes both
+    top_k, beams = (_DEFAULTS[name] if (given := settings.fields.get(name)) is None else given for name in _SEARCHES)
+    if draws or (as_number(beams) or 1) > 1 or not (as_number(top_k) or 0) > 1:
+        idle.append("penalty_alpha")  # contrastive search takes several candidates, of one text
     if not (as_number(settings.fields.get("num_beam_groups")) or 1) > 1:
         idle.append("diversity_penalty")
     return settings.without(*idle)
