@@ -142,8 +142,9 @@ def test_studies_make_their_tensors_where_the_model_is(request: pytest.FixtureRe
         )
         edges = pl.attribution.edges(*texts, metric=pl.metrics.logit(7), check=2)
         arrays = [swept, ablated, edges, pl.heads.composition(model, "K"), pl.heads.scores(model, IDS)["previous"]]
+        lens = pl.lens.TunedLens.fit(model, [[1, 2, 3], [4, 5]], seed=0).losses.tolist()
         verdicts = [pl.audit_ties(hf).after_reload.survives, pl.save_hf(hf, tmp_path / "model").nbytes]
-        return [*(each.fillna(7).values.tolist() for each in arrays), verdicts]
+        return [*(each.fillna(7).values.tolist() for each in arrays), lens, verdicts]
 
     plain = found()
     request.getfixturevalue("_elsewhere")
@@ -152,6 +153,7 @@ def test_studies_make_their_tensors_where_the_model_is(request: pytest.FixtureRe
 
 MAKERS = {
     "arange",
+    "as_tensor",
     "empty",
     "eye",
     "full",

@@ -192,7 +192,7 @@ def fingerprint(text: Any, number: int, by: str) -> bytes:
     try:
         if as_number(text) is not None:  # of a row of ids that should be in a list
             raise TypeError
-        return hashlib.sha256(b"ids" + torch.as_tensor(text).cpu().numpy().astype("<i8").tobytes()).digest()
+        return hashlib.sha256(b"ids" + torch.as_tensor(text, device="cpu").numpy().astype("<i8").tobytes()).digest()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{by}, text {number}: {type(text).__name__}, expected a text or a row of ids.",

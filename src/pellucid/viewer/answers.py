@@ -203,7 +203,7 @@ def attribute(tabs: Tabs, session: Session, asked: Request) -> Answer:
     of, components = parts.component.values.tolist(), parts.values[:, 0, pos].tolist()
     return {
         "pos": pos, "of": of, "components": components,
-        "sources": _finite(torch.as_tensor(sources).reshape(shape)),
+        "sources": _finite(torch.as_tensor(sources, device="cpu").reshape(shape)),
     }  # fmt: skip
 
 
