@@ -348,6 +348,7 @@ def test_nothing_is_drawn_unless_wanted_and_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wanted: bool, is_terminal: bool
 ) -> None:
     stderr = terminal(monkeypatch, is_terminal)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what colours logs makes no terminal of them
     stream(cases.Model(), TEXTS, [Moments("resid_post")], progress=wanted)
     assert stderr.getvalue() == ""
     assert capsys.readouterr().out == ""
