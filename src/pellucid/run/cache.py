@@ -227,12 +227,14 @@ class KeyValueCache:
             return
         for block in self.content:  # one after another, so that little more memory is needed
             block[..., : self.length, :] = block[..., : self.length, :].index_select(1, rows)
-        self.mask = self.mask.index_select(0, rows)
+        with torch.inference_mode(False):
+            self.mask = self.mask.index_select(0, rows)
 
     def trim(self) -> None:
         """Give back the memory of the columns that are not filled."""
-        self.content = self.content[..., : max(self.length, 1), :].clone()
-        self.mask = self.mask[:, : max(self.length, 1)].clone()
+        with torch.inference_mode(False):
+            self.content = self.content[..., : max(self.length, 1), :].clone()
+            self.mask = self.mask[:, : max(self.length, 1)].clone()
 
     def save(self, path: str | Path) -> None:
         """Write what is filled into one safetensors file, whole or not at all."""
@@ -252,8 +254,9 @@ class KeyValueCache:
             InputError: If the file holds something else, or is damaged.
         """
         try:
-            _, tensors = own_file.load(path, _KIND)
-            content, mask = tensors[_CONTENT], tensors[_MASK]
+            with torch.inference_mode(False):
+                _, tensors = own_file.load(path, _KIND)
+                content, mask = tensors[_CONTENT].to(device), tensors[_MASK].to(device)
             if not _are_a_cache(content, mask):
                 raise ValueError("its keys, values and mask do not fit together")
         except (KeyError, ValueError) as problem:
@@ -263,8 +266,7 @@ class KeyValueCache:
                 remedy="Give a file that KeyValueCache.save wrote.",
             ) from problem
         made = object.__new__(cls)
-        made.content, made.mask = content.to(device), mask.to(device)
-        made.length = mask.size(1)
+        made.content, made.mask, made.length = content, mask, mask.size(1)
         return made
 
 
