@@ -294,6 +294,11 @@ def test_a_reader_that_no_value_comes_by_is_said() -> None:
         report(glass, pl.circuits.Circuit(edges=EDGES))
 
 
+def test_what_is_missing_is_said_in_the_words_of_the_verb_that_is_named() -> None:
+    with pytest.raises(pl.UnknownArgumentError, match=r"Give metric=: What to read off .* Give value=: What is put in"):
+        pl.circuits.curve(support.glass(), [], "a", "b")  # pyright: ignore[reportCallIssue]
+
+
 def test_the_areas_of_a_curve() -> None:
     glass, (clean, corrupted) = model(), two()
     scores = pl.attribution.edges(glass, clean, corrupted, metric=METRIC)

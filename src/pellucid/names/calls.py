@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -247,6 +248,8 @@ def _said_of(name: str, function: Callable[..., Any]) -> str:
     """The first sentence that a function's documentation says of an argument, after a colon; "" if it says nothing."""
     document = inspect.getdoc(function) or ""
     found = re.search(rf"^ +(?:\w+, )*{name}(?:, \w+)*: (.+?)(?:\.\s|\.?$(?!\n {{8}}))", document, re.M | re.S)
+    if found and (other := re.match(r"See `(\w+)`", found[1])):
+        return _said_of(name, getattr(sys.modules[function.__module__.rpartition(".")[0]], other[1]))
     return ": " + " ".join(found[1].split()) if found else ""
 
 
