@@ -255,6 +255,13 @@ def test_the_version_that_stands_before_merges_is_passed_over(settings: Folder, 
     assert ours.encode("one two") == [VOCABULARY["one"], VOCABULARY["Ġtwo"]]
 
 
+def test_a_vocabulary_of_no_kind_of_model_is_gpt2s(tmp_path: Path) -> None:
+    files = {"vocab.json": VOCABULARY, "merges.txt": MERGES, "config.json": {"model_type": None, "n_embd": 8}}
+    ours = pl.Tokenizer.from_folder(write(tmp_path, files))
+    assert ours is not None
+    assert ours.encode("one<|endoftext|>") == [VOCABULARY["one"], 0]
+
+
 def test_openais_own_names(tmp_path: Path) -> None:
     write(tmp_path, {"encoder.json": VOCABULARY})
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(map(" ".join, MERGES)))

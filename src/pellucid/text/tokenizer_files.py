@@ -113,7 +113,8 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | N
             text = read_text(path)
             stored = json.loads(text, object_pairs_hook=each_once)
         kind = class_of(settings, config, stored)
-    settings = {**special_tokens(kind or (None if config else "GPT2Tokenizer")), **settings, "tokenizer_class": kind}
+    silent = kind is None and not (settings.get("tokenizer_class") or (config and text))
+    settings = {**special_tokens("GPT2Tokenizer" if silent else kind), **settings, "tokenizer_class": kind}
     if text:
         with library(path):
             if takes_only_vocabulary(kind, stored):
