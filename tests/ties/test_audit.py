@@ -250,7 +250,9 @@ def test_what_class_configuration_and_cache_say() -> None:
     model.config.tie_word_embeddings = False
     said = audit_ties(model).declared
     assert (said.by_class, said.by_config, said.by_cache) == (tie, False, tie)
-    assert audit_ties(cases.changed("keys as a list")).declared.malformed == ("GPT2LMHeadModel",)
+    listed = audit_ties(cases.changed("keys as a list"))
+    assert listed.declared.malformed == ("GPT2LMHeadModel",)
+    assert "as a dict" in listed.problems[0].remedy
 
 
 def test_wrappers_are_seen_through() -> None:

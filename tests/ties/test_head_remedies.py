@@ -176,5 +176,7 @@ def test_hooks_are_in_no_file(tmp_path: Path) -> None:
         pl.save_hf(model, tmp_path / "saved")
     assert "handle.remove()" in str(refused.value.remedy)
     hook.remove()
+    model(torch.tensor([[1, 2]]), output_hidden_states=True)  # transformers' own hooks look on, and stay
+    assert model.transformer.h[0]._forward_hooks
     assert "hooks" not in pl.audit_ties(model).after_reload.reason
     assert pl.save_hf(model, tmp_path / "saved").outputs

@@ -26,7 +26,7 @@ from pellucid.ties.problems import Problem, find
 from pellucid.ties.stored import open_stored
 from pellucid.ties.subject import Declared, Subject, is_hf, live_subject, state_dict_subject
 from pellucid.weights import hub
-from pellucid.weights.foreign import unwrapped
+from pellucid.weights.foreign import only_looks, unwrapped
 from pellucid.weights.manifests import read_json
 
 SHOWN_GROUPS = 12
@@ -193,7 +193,8 @@ def _audit_model(model: nn.Module, optimizer: Optimizer | None, tied: bool | Non
             overwritten = overwritten_by_tying(model)
         else:
             after = no_save(f"a {type(model).__name__}", model)
-        hooked = [path or "it" for path, one in model.named_modules() if one._forward_hooks or one._forward_pre_hooks]
+        held = ((path or "it", {**one._forward_hooks, **one._forward_pre_hooks}) for path, one in model.named_modules())
+        hooked = [path for path, own in held if not all(map(only_looks, own.values()))]
         if hooked and after.survives:
             reason = f"{after.reason}; hooks on {some(hooked)} are in no file, with all that they change"
             after = dataclasses.replace(after, reason=reason)

@@ -65,13 +65,13 @@ def _reload(audit: TieAudit, subject: Subject) -> Iterator[Problem]:
             remedy = "Mend model.generation_config, which is checked when it is saved."
         elif NO_TENSOR in after.reason:
             remedy = "Save the model as it was before it was quantized, and quantize what is read from there."
+        elif subject.declared.malformed:
+            remedy = "Write it as a dict, {target: source}, as transformers 5 does."
         elif _held_twice(audit):
             remedy = (
                 "Give each its own in a model that is built anew: own = type(model)(model.config).to(model.dtype); "
                 "own.load_state_dict(model.state_dict()); pl.save_hf(own, folder)"
             )
-        elif subject.declared.malformed:
-            remedy = "Write it as a dict, {target: source}, as transformers 5 does."
         else:
             remedy = f"Give the class a head that it knows: pl.replace_head(model, {_PLAIN_HEAD}, tie=True)."
         yield Problem("save-raises", after.reason, remedy)

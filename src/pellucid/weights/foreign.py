@@ -190,10 +190,10 @@ def require_no_hooks(parts: Sequence[LiveModule]) -> None:
         if part.module is not None
         for hook in (*part.module._forward_hooks.values(), *part.module._forward_pre_hooks.values())
         # those of torch compute a tensor, see `require_plain_tensors`
-        if not _only_looks(hook) and not type(hook).__module__.startswith("torch.nn.utils.")
+        if not only_looks(hook) and not type(hook).__module__.startswith("torch.nn.utils.")
     ]
     everywhere = (*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values())
-    found += [f"every module has the hook {_name(hook)}" for hook in everywhere if not _only_looks(hook)]
+    found += [f"every module has the hook {_name(hook)}" for hook in everywhere if not only_looks(hook)]
     if found:
         raise WeightsError(
             f"from_hf: {some(found, separator='; ')}, which may change what the model computes.",
@@ -310,9 +310,10 @@ def _require_bias(path: str, module: nn.Module) -> None:
     )
 
 
-def _only_looks(hook: object) -> bool:
+def only_looks(hook: object) -> bool:
     """Whether transformers made this hook, and not to add noise (NEFTune) or to divide the work."""
-    return _is_of(hook, "transformers") and not _module(hook).startswith("transformers.integrations.")
+    made = "transformers" in sys.modules and _is_of(hook, "transformers")
+    return made and not _module(hook).startswith("transformers.integrations.")
 
 
 def _module(function: object) -> str:
