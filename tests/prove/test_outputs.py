@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from course import course
 from torch import Tensor, nn
 
 import pellucid as pl
+import samples
 import support
 
 SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 1, "n_head": 3}
@@ -77,15 +79,55 @@ def columns(make: Callable[..., nn.Module], model: pl.CkptedTransformer, *args: 
     return made
 
 
-@pytest.mark.parametrize("ids", [IDS[:1], IDS, IDS[:1, :1]])
-def test_texts_may_be_columns(ids: Tensor, small: pl.CkptedTransformer) -> None:
-    report = pl.compare(small, columns(course, small), ids)
+class OverColumns(nn.Module):
+    """As torch's own examples are: positions before batch rows, ids that are viewed, and a mask from outside.
+
+    The second norm of each block works on tokens in one axis.
+    """
+
+    def __init__(self, model: pl.CkptedTransformer) -> None:
+        super().__init__()
+        self.inner, self.mask = course(model), torch.ones(0)
+        for block in self.inner.blocks:
+            block.attn.forward = functools.partial(self.attend, block.attn)
+            block.ln2.register_forward_pre_hook(lambda _, given: (given[0].flatten(0, 1),))
+            block.ln2.register_forward_hook(lambda _, given, out: out.unflatten(0, (len(self.mask), -1)))
+
+    def attend(self, attn: Any, x: Tensor, cache: Any = None) -> Tensor:
+        q, k, v = (part.unflatten(-1, (attn.heads, -1)).permute(1, 2, 0, 3) for part in attn.qkv_proj(x).chunk(3, -1))
+        z = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=~self.mask)
+        return attn.output_proj(z.permute(2, 0, 1, 3).flatten(2))
+
+    def forward(self, src: Tensor, src_mask: Tensor) -> Tensor:
+        assert src_mask.shape == (len(src), len(src))
+        self.mask = src_mask
+        places = self.inner.pos_embedding(torch.arange(len(src)))[:, None]
+        x = self.inner.token_embedding(src.view(-1)).view(*src.shape, -1) + places
+        return self.inner.ln(self.inner.blocks(x)) @ self.inner.token_embedding.weight.T
+
+
+COLUMNS = [(False, IDS[:1]), (False, IDS[:1, :1]), (True, IDS), (True, IDS[:, :2])]
+"""Whether a program works over columns inside, too, and ids."""
+
+
+@pytest.mark.parametrize(("inside", "ids"), COLUMNS)
+def test_texts_may_be_columns(inside: bool, ids: Tensor, small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, OverColumns(small) if inside else columns(course, small), ids)
     assert report.verdict == "equivalent", report
     assert "positions before batch rows, which is how it reads them" in " ".join(report.notes)
+    assert ("given one [P, P], true where a key is hidden" in " ".join(report.notes)) == inside
+
+
+def test_texts_of_a_llama_may_be_columns() -> None:
+    """One token everywhere shows no positions of its own."""
+    model = samples.glass("llama", num_hidden_layers=1)
+    made = columns(lambda one: Returning(pl.to_hf(one), lambda out: out.logits), model)
+    assert pl.compare(model, made, IDS)
 
 
 def test_a_wrong_one_of_columns_is_told(small: pl.CkptedTransformer) -> None:
-    assert "gelu instead of" in str(pl.compare(small, columns(course, small, "erf gelu"), IDS).first_divergence)
+    made = Returning(columns(course, small, "erf gelu"), lambda x: x.flatten(0, 1))
+    assert "gelu instead of" in str(pl.compare(small, made, IDS).first_divergence)
 
 
 def test_attention_over_rows_is_no_text_in_a_column(small: pl.CkptedTransformer) -> None:
@@ -100,7 +142,15 @@ def test_attention_over_rows_is_no_text_in_a_column(small: pl.CkptedTransformer)
 
 
 @pytest.mark.parametrize(
-    "one", [lambda x: x[0], lambda x: {"logits": x[0]}, lambda x: (None, x[0]), lambda x: x[0, -1]]
+    "one",
+    [
+        lambda x: x[0],
+        lambda x: {"logits": x[0]},
+        lambda x: (None, x[0]),
+        lambda x: x[0, -1],
+        lambda x: Held(x.mean(), x[0]),
+        lambda x: x[0].detach().numpy(),
+    ],
 )
 def test_one_text_after_another(one: Any, small: pl.CkptedTransformer) -> None:
     def alone(_: Any, given: tuple[Tensor]) -> tuple[Tensor]:

@@ -44,19 +44,19 @@ def _square(ids: Tensor) -> Tensor:
     return torch.ones(ids.size(1), ids.size(1), dtype=torch.bool, device=ids.device)
 
 
-def calls(module: nn.Module) -> Iterator[tuple[Call, str]]:
+def calls(module: nn.Module, *, turned: bool = False) -> Iterator[tuple[Call, str]]:
     """The ways in which a module may want to be called, the one that its signature suggests first.
 
-    Each with what its reader should know of it, in words.
+    Each with what its reader should know of it, in words. If it is `turned`, columns of its ids are texts.
     """
     name, by_name = _taker(module)
     masked = any("mask" in parameter.name.lower() for parameter in _demanded(module, name))
     for kind, mask in MASKS.items() if masked else (("", torch.ones_like),):
         words = f"its forward demands a mask, and was given one {kind}" if masked else ""
         if by_name:
-            yield lambda module, ids, mask=mask: module(**{name: ids, **_beside(module, ids, name, mask)}), words
+            yield lambda one, ids, mask=mask: one(**{name: ids, **_beside(one, ids, name, mask, turned)}), words
         else:
-            yield lambda module, ids, mask=mask: module(ids, **_beside(module, ids, name, mask)), words
+            yield lambda one, ids, mask=mask: one(ids, **_beside(one, ids, name, mask, turned)), words
     yield lambda module, ids: module(input_ids=ids), ""
     yield lambda module, ids: module({"input_ids": ids, "attention_mask": torch.ones_like(ids)}), ""
     yield _one_by_one, "it takes one text [P], and was given one after another"
@@ -64,11 +64,33 @@ def calls(module: nn.Module) -> Iterator[tuple[Call, str]]:
 
 def _one_by_one(module: nn.Module, ids: Tensor) -> Any:
     """What a module that takes one text gives for each row, put together in whatever containers it gives it."""
-    rows = [module(row) for row in ids]
-    return tree_map(lambda *parts: torch.stack(parts) if isinstance(parts[0], Tensor) else parts[0], *rows)
+    rows = [module(without_pads(row)) for row in ids]
+    held = hasattr(rows[0], "__dict__") and not isinstance(rows[0], (Tensor, Mapping, tuple, list))
+    return tree_map(_stacked, *(map(vars, rows) if held else rows))
 
 
-def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, str, Any]:
+def _stacked(*parts: Any) -> Any:
+    """Tensors or arrays of batch rows as one tensor; of anything else the first."""
+    return torch.stack([*map(torch.as_tensor, parts)]) if isinstance(parts[0], (Tensor, np.ndarray)) else parts[0]
+
+
+def reads_columns(plain: Callable[[Tensor], Tensor], vocabulary: int) -> tuple[bool, bool]:
+    """Whether a program that is given ids [P, B] takes columns for texts, and whether positions run along them.
+
+    `plain` gives its logits [B, P, V] of ids [B, P].
+    """
+    ids = torch.arange(6).view(3, 2) % vocabulary
+    try:
+        changed = (plain(ids) != plain((ids + 1).where(ids == 0, ids))).any(-1)
+        same = plain(ids * 0)  # one token everywhere
+        apart, within, size = (float(x.abs().max()) for x in (same[:, 0] - same[:, 1], same - same[:1], same))
+        placed = 1e-3 * apart > max(within, 1e-6 * size)
+        return bool(changed[0, 1]) and not bool(changed[1:].any()), placed
+    except Exception:  # whatever a foreign forward raises
+        return False, False
+
+
+def working_call(module: nn.Module, ids: Tensor, *, turned: bool = False) -> tuple[Call, str, Any]:
     """The first way to call a module that does not raise, what to know of it, and what it returned.
 
     Of a module that demands a mask, the first in which it does not see later tokens, if there is one.
@@ -76,10 +98,10 @@ def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, str, Any]:
     first: Exception | None = None
     found: tuple[Call, str, Any] | None = None
     masked = any("mask" in parameter.name.lower() for parameter in _demanded(module, _taker(module)[0]))
-    for call, words in calls(module):
+    for call, words in calls(module, turned=turned):
         try:
             made = call, words, call(module, own(ids))
-            if not masked or not _looks_ahead(module, ids, call, made[2]):
+            if not masked or not _looks_ahead(module, ids, call, made[2], int(not turned)):
                 return made
             found = found or made
         except Exception as error:  # whatever a foreign forward raises
@@ -95,15 +117,17 @@ def own(ids: Tensor) -> Tensor:
     return without_pads(ids.clone())
 
 
-def _looks_ahead(module: nn.Module, ids: Tensor, call: Call, output: Any) -> bool:
+def _looks_ahead(module: nn.Module, ids: Tensor, call: Call, output: Any, axis: int) -> bool:
     """Whether another last token changes what a module gives for the tokens before it, or what it gives is no number.
 
-    Of outputs that are not [B, P, N], nothing is known.
+    `axis` is that of positions. Of outputs that are not [B, P, N], nothing is known.
     """
     other = own(ids)
-    other[:, -1] = torch.where(ids[:, -1] > 0, ids[:, -1] - 1, 1)
+    last = other.select(axis, -1)
+    last.copy_(torch.where(last > 0, last - 1, 1))
     pairs = zip(_tensors(output, DEEPEST), _tensors(call(module, other), DEEPEST), strict=True)
-    rows = [(a[:, :-1], b[:, :-1]) for a, b in pairs if a.dim() == 3 and a.shape[:2] == ids.shape]
+    before = ids.size(axis) - 1
+    rows = [(a.narrow(axis, 0, before), b.narrow(axis, 0, before)) for a, b in pairs if a.shape[:-1] == ids.shape]
     return any(not torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in rows)
 
 
@@ -117,9 +141,11 @@ def _taker(module: nn.Module) -> tuple[str, bool]:
     return next((name for name in IDS if name in named), named[0]), True
 
 
-def _beside(module: nn.Module, ids: Tensor, given: str, mask: Mask = torch.ones_like) -> dict[str, Any]:
+def _beside(
+    module: nn.Module, ids: Tensor, given: str, mask: Mask = torch.ones_like, turned: bool = False
+) -> dict[str, Any]:
     """What else a forward demands, by name."""
-    return {parameter.name: _value(parameter, ids, mask) for parameter in _demanded(module, given)}
+    return {parameter.name: _value(parameter, ids, mask, turned) for parameter in _demanded(module, given)}
 
 
 def _demanded(module: nn.Module, given: str) -> list[inspect.Parameter]:
@@ -127,15 +153,17 @@ def _demanded(module: nn.Module, given: str) -> list[inspect.Parameter]:
     return [p for p in _parameters(module) if p.default is p.empty and p.name != given and p.kind in named]
 
 
-def _value(parameter: inspect.Parameter, ids: Tensor, mask: Mask) -> Any:
+def _value(parameter: inspect.Parameter, ids: Tensor, mask: Mask, turned: bool) -> Any:
     """What an argument is given: a mask, where the text begins, positions, targets; None if nothing is known of it."""
     name, kind = parameter.name.lower(), str(getattr(parameter.annotation, "__name__", parameter.annotation))
+    rows = ids.T if turned else ids
     if "mask" in name:
-        return mask(ids)
+        return mask(ids if mask is torch.ones_like else rows)
     if kind in ("int", "bool") or any(word in name for word in ("start", "offset")):
-        return ids.size(1) if "len" in name and "past" not in name else kind != "bool" and 0
+        return rows.size(1) if "len" in name and "past" not in name else kind != "bool" and 0
     if "pos" in name:
-        return torch.arange(ids.size(1), device=ids.device).expand_as(ids)
+        places = torch.arange(rows.size(1), device=ids.device).expand_as(rows)
+        return places.T if turned else places
     return ids.clone() if name in TARGETS else None
 
 
@@ -234,7 +262,8 @@ def _in_rows(found: Tensor, rows: tuple[int, int], *, turned: bool) -> tuple[Ten
     if outer == (p, b):
         return found.transpose(0, 1), TURNED
     if outer == (b * p,):
-        return found.unflatten(0, (b, p)), "the logits came with batch rows and positions in one axis"
+        found = found.unflatten(0, (p, b)).transpose(0, 1) if turned else found.unflatten(0, (b, p))
+        return found, "the logits came with batch rows and positions in one axis"
     if outer == (b,):
         return found[:, None], "the logits came without an axis of positions"
     if outer == () and b == 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any, overload
 
 from torch import Tensor, nn
@@ -102,15 +103,18 @@ def compare(
     ids, ran, notes = ids_of(todo[0].reference, inputs, tokenizer, sides)
     lengths = tuple(map(len, ran.ids))
     reports: list[ComparisonReport] = []
+    turned: list[nn.Module] = []
     for pair in todo:
         if isinstance(pair.other, nn.Module):
             made = Comparison(pair.reference, pair.other, ids, pair.swapped, progress=progress, lengths=lengths)
             reports.append(made.report())
+            turned += [pair.other] if made.turned else []
         else:
             reports.append(compare_with_dict(pair, ids, lengths, progress))
     head = todo[0].reference.embed.W_E.detach()
     modules = [(name, side) for name, side in zip("AB", (first, second), strict=True) if isinstance(side, nn.Module)]
-    notes = (*empty, *notes, *(note for name, side in modules for note in mode_note(name, side, ids, head)))
+    modes = (mode_note(name, side, ids, head, side in turned) for name, side in modules)
+    notes = (*empty, *notes, *chain.from_iterable(modes))
     worst = max(reports, key=lambda report: _SEVERITY.index(report.verdict))
     return replace(worst, notes=(*notes, *worst.notes), about=replace(about, inputs=ran), distance=reports[0].distance)
 
@@ -146,12 +150,12 @@ def require_values(side: Tensor | nn.Module | Mapping[str, Tensor]) -> tuple[str
     )
 
 
-def mode_note(name: str, module: nn.Module, ids: Tensor, head: Tensor) -> list[str]:
+def mode_note(name: str, module: nn.Module, ids: Tensor, head: Tensor, turned: bool) -> list[str]:
     """What to say of a side's module, all or part of which is in training mode, if that changes its logits."""
     children = list(module.modules())
     if any(map(is_scripted, children)) or not any(child.training for child in children):
         return []
-    program = Program(Loan(module), (), head)
+    program = Program(Loan(module), (), head, turned=turned)
     try:
         plain = program.plain(ids)
         first, second = (program.plain(ids, evaluating=False, number=number) for number in (0, 1))

@@ -15,8 +15,8 @@ from pellucid.family.families import Span, family_of
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, windows
 from pellucid.prove.about import Reach, distance_of
 from pellucid.prove.alignment import Alignment
-from pellucid.prove.calling import NoLogitsError
-from pellucid.prove.causes import COARSE, Cause, CauseSearch, head_of_its_own
+from pellucid.prove.calling import COLUMNS, NoLogitsError, reads_columns
+from pellucid.prove.causes import Cause, CauseSearch, head_of_its_own
 from pellucid.prove.copies import quietly, with_their_values, without_units, working_copy
 from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
 from pellucid.prove.influence import Matching, Sensitivity, is_next_to_nothing, without_idle
@@ -65,6 +65,7 @@ class Comparison:
     odd: bool = False
     lengths: tuple[int, ...] = ()  # how many ids of each row are the caller's; all if it is empty
     logits: tuple[Tensor, Tensor] | None = None
+    turned: bool = False  # whether the other program is given ids [P, B]
     reach: Reach | None = None
 
     def __post_init__(self) -> None:
@@ -87,21 +88,28 @@ class Comparison:
         except Exception as error:  # whatever a foreign forward raises
             self.notes += [*notes_on(self.alignment, self.family.unseen, added.told), self._failure(program, error)]
             return self._finished([], first, explained=False)
-        self.alignment = self._without_idle(program)
+        self.alignment = self._without_idle(trial.program)
         self.notes += notes_on(self.alignment, self.family.unseen, added.told)
         self.logits = trial.own
         return self._judge(trial, first)
 
     def _trial(self, watched: WatchedModel, program: Program) -> Trial:
         """A trial of both on the caller's ids, which a program may read column by column."""
-        parts = self.reference, watched, program, self.ids, self._precise(program), self.given
-        made = Trial(*parts)
-        near = relative_error(made.plain, made.single.expected[LOGITS]) < COARSE
-        if (near and self.ids.size(1) > 1) or not program.turn():
-            return made
-        if self.given is not None:
-            self.given.program.turn()
-        return Trial(*parts)
+        precise, made, far = self._precise(program), None, self.ids.size(1) > 1
+        with contextlib.suppress(Exception):  # it is raised below, unless columns help
+            made = Trial(self.reference, watched, program, self.ids, precise, self.given)
+            if far and made.is_near:
+                return made
+        over = replace(program, remarks={COLUMNS: None}, call=None, turned=True)
+        columns, placed = reads_columns(over.plain, len(program.head))
+        with contextlib.suppress(Exception):  # whatever a foreign forward raises
+            given = self.given and AsGiven(self.given.reference, replace(self.given.program, call=None, turned=True))
+            shown = over if watched is program else watched
+            again = Trial(self.reference, shown, over, self.ids, precise, given) if columns else None
+            self.turned = again is not None and (placed or (far and again.is_near))
+            if again is not None and self.turned:
+                return again
+        return made or Trial(self.reference, watched, program, self.ids, precise, self.given)
 
     def _program(self) -> Program:
         """The other program, and the reference, in the dtypes in which they are compared."""
@@ -323,6 +331,7 @@ class Comparison:
     ) -> ComparisonReport:
         parameters = rows_of_parameters(self.alignment, swapped=self.swapped)
         exact = self.exact and not self.mixed and self.seen[0] == self.seen[1]
+        own = self.alignment if self.tensors is None else None
         verdict = verdict_of(self.alignment, rows, divergence, may_be_identical=exact, rounding_explains=explained)
         return ComparisonReport(
             verdict=verdict if (rows and not self.blind) or divergence else "inconclusive",
@@ -336,5 +345,5 @@ class Comparison:
             reach=self.reach or self.probes.reach(),
             distance=distance_of(self.logits, self._rows(), relative_changes(parameters), swapped=self.swapped),
             reference="B" if self.swapped else "A",
-            probe=Sensitivity(self.reference, self.other, self.ids, self.alignment if self.tensors is None else None),
+            probe=Sensitivity(self.reference, self.other, self.ids, own, self.turned),
         )

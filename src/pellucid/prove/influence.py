@@ -172,11 +172,11 @@ FINEST = 16
 class Sensitivity:
     """What has to be kept to measure it later."""
 
-    # reference, other: the two sides, never written to
-    reference: CkptedTransformer
+    reference: CkptedTransformer  # neither side is written to
     other: nn.Module
     ids: Tensor  # what to run
     alignment: Alignment | None  # which parameter is which; None if the other side's own tensors were not aligned
+    turned: bool = False  # whether the other side is given ids [P, B]
 
     def measure(self) -> dict[str, float | None]:
         """Kind of parameter -> smallest relative change of one weight that is revealed; None if not even 0.1 is."""
@@ -196,7 +196,7 @@ class Sensitivity:
         sites = sites_of(alignment, self.other, self.reference.schema)
         constants = {name: own.get(id(tensors[name]), tensors[name]) for name in computed}
         loan = Loan(self.other, computed=constants).replacing(own)
-        program = Program(loan, sites, self.reference.embed.W_E.detach())
+        program = Program(loan, sites, self.reference.embed.W_E.detach(), turned=self.turned)
         try:
             base = program.run(self.ids, None, DOUBLE)
         except Exception:  # whatever a foreign forward raises in a dtype that it was not written for

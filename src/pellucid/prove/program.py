@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.numerics.products import is_batched
-from pellucid.prove.calling import COLUMNS, TURNED, Call, calls, guesses, is_headless, own, read_answer, working_call
+from pellucid.prove.calling import TURNED, Call, calls, guesses, is_headless, own, read_answer, working_call
 from pellucid.prove.copies import eagerly, is_scripted, quietly, seed, undisturbed
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, ModuleSite
@@ -116,7 +116,7 @@ class Program:
     def run(
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
     ) -> dict[str, Tensor]:
-        recorder = _Recorder(tuple(ids.shape), forced or {})
+        recorder = _Recorder(tuple(ids.shape), forced or {}, self.turned)
         logits = self._logits(self._watched(recorder, ids, conditions), ids)
         narrow = conditions.double and logits.dtype == torch.float32
         if (recorder.elsewhere or narrow) and not self.threaded:
@@ -127,7 +127,7 @@ class Program:
 
     def until(self, point: str, ids: Tensor, conditions: Conditions = Conditions()) -> Tensor | None:
         """The value of a point, from a run that ends there; None if nothing shows it."""
-        recorder = _Recorder(tuple(ids.shape), {}, last=point)
+        recorder = _Recorder(tuple(ids.shape), {}, self.turned, point)
         with contextlib.suppress(_EndedError):
             self._watched(recorder, ids, conditions)
         return recorder.values().get(point)
@@ -171,18 +171,6 @@ class Program:
             seed(number)
             return [self._logits(self._output(module, ids), ids) for ids in batches]
 
-    def turn(self) -> bool:
-        """Give a program ids [P, B] from here on, if columns are its texts, in what it attends to and in positions."""
-        ids = torch.arange(6).view(2, 3) % len(self.head)
-        with contextlib.suppress(Exception):  # whatever a foreign forward raises
-            changed = (self.plain(ids) != self.plain((ids + 1).where(ids == 0, ids))).any(-1)
-            first, second = self.plain(ids * 0)  # one token everywhere
-            placed = 1e-3 * float((first - second).abs().max()) > float((first - first[:1]).abs().max())
-            self.turned = placed and bool(changed[1, 0]) and not bool(changed[:, 1:].any())
-        if self.turned:
-            self.remarks = {COLUMNS: None}
-        return self.turned
-
     def failure(self, ids: Tensor, error: Exception) -> str:
         """What a run raises, and in which module; `error` itself if a run with hooks raises nothing."""
         entered: list[str] = []
@@ -191,7 +179,7 @@ class Program:
             entered.pop()
 
         with self.loan.taken() as module, torch.no_grad(), eagerly(), undisturbed(module):
-            call, ids = self.call or next(calls(module))[0], own(self._taken_by(module, ids))
+            call, ids = self.call or next(calls(module, turned=self.turned))[0], own(self._taken_by(module, ids))
             for path, child in module.named_modules():
                 if not is_scripted(child):
                     child.register_forward_pre_hook(lambda *_, path=path: entered.append(path))
@@ -207,9 +195,9 @@ class Program:
     def _output(self, module: nn.Module, ids: Tensor) -> Any:
         ids = self._taken_by(module, ids)
         if self.call is None:
-            self.call, words, output = working_call(module, ids)
+            self.call, words, output = working_call(module, ids, turned=self.turned)
             self.remarks |= {words: None} if words else {}
-            if 1 < ids.size(0) == ids.size(1):
+            if 1 < ids.size(0) == ids.size(1) and not self.turned:
                 with contextlib.suppress(Exception):  # whatever a foreign forward raises: it may take one shape
                     self._logits(self.call(module, own(ids[:1])), ids[:1])  # which axis is which, as a remark
             return output
@@ -221,7 +209,7 @@ class Program:
     def _taken_by(self, module: nn.Module, ids: Tensor) -> Tensor:
         """Ids where a module is, in its order of axes."""
         places = (parameter.device for parameter in module.parameters() if not parameter.is_meta)
-        return (ids.T if self.turned else ids).to(next(places, ids.device))
+        return (ids.T.contiguous() if self.turned else ids).to(next(places, ids.device))
 
     def _logits(self, output: Any, ids: Tensor) -> Tensor:
         if isinstance(self.loan.module, CkptedTransformer):  # all of its vocabulary: it says how long that is
@@ -240,8 +228,8 @@ class _EndedError(BaseException):
 class _Recorder:
     """Hooks that keep what each site shows, and put the reference's value in its place if there is one."""
 
-    def __init__(self, shape: tuple[int, ...], forced: Values, last: str = "") -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, ...], forced: Values, turned: bool, last: str = "") -> None:
+        self.shape, self.turned = shape, turned
         self.forced = forced
         self.last = last
         self.seen: dict[int, list[dict[str, Tensor]]] = {}
@@ -272,18 +260,21 @@ class _Recorder:
         self.elsewhere |= threading.get_ident() != self.home
         calls = self.seen.setdefault(number, [])
         readable = isinstance(value, Tensor) and not is_batched(value)  # under vmap, all rows run at once
-        shown = _as_rows(value, self.shape) if readable else None
+        rows = _turned(value, self.shape) if readable and self.turned else value
+        shown = _as_rows(rows, self.shape) if readable else None
         own = {} if shown is None else {p: v.detach().clone() for p, v in site.read(shown).items()}
-        calls.append(
-            {p: v for p, v in own.items() if (p, site.head) not in self.placed}
-        )  # a value that was put there is not its own
+        # a value that was put there is not its own
+        calls.append({p: v for p, v in own.items() if (p, site.head) not in self.placed})
         if self.last in own:
             raise _EndedError
         given = {point: self.forced[point].to(held) for point, held in own.items() if point in self.forced}
         if not given or (site.head is not None and len(given) < len(site.points)):
             return value  # of one head alone, what is its own cannot be written among the others
         self.placed |= {(point, site.head) for point in given}
-        return _like_rows(site.write({**own, **given}), value, self.shape)
+        made = _like_rows(site.write({**own, **given}), rows, self.shape)
+        if self.turned:
+            made = (made.transpose(0, 1) if made.dim() > 2 else made).reshape(value.shape).contiguous()
+        return made
 
     def values(self) -> dict[str, Tensor]:
         """Point -> value, from the sites that fired once with a value that can be read; heads put together."""
@@ -335,6 +326,13 @@ def _as_rows(value: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     if given in ((p,), (1, p)):
         return value.expand(b, p, -1)
     return None
+
+
+def _turned(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of a program whose texts are columns, [P, B, ...] or [P * B, N], with batch rows first."""
+    b, p = shape
+    value = value.unflatten(0, (p, b)) if value.dim() == 2 and len(value) == b * p else value
+    return value.transpose(0, 1) if value.dim() > 2 else value
 
 
 def _like_rows(rows: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -24,6 +24,7 @@ from pellucid.numerics.dispatch import DispatchMode
 from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, same_bits, size_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
+from pellucid.prove.causes import COARSE
 from pellucid.prove.copies import is_scripted, parameter_dtypes, with_their_values, working_copy
 from pellucid.prove.divergences import is_before
 from pellucid.prove.lending import Loan
@@ -97,6 +98,11 @@ class Trial:
         glass = Glass(self.precise if conditions.double else self.reference)
         expected = glass.run(self.ids, None, conditions)
         return Runs(self.watched, expected, self.ids, self.reference.schema, conditions, reference=glass)
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the program's logits are those of the reference, as nearly as float32 comes to them."""
+        return relative_error(self.plain, self.single.expected[LOGITS]) < COARSE
 
     @property
     def bit_equal(self) -> bool:
