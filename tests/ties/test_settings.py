@@ -238,3 +238,7 @@ def test_a_module_that_holds_itself() -> None:
     outer["inner"]["again"] = outer["inner"]
     with pytest.raises(pl.InputError, match=r"inner\.again is inner"):
         audit_ties(outer)
+    held = cases.small()
+    held.transformer.h[0].parent = held
+    with pytest.raises(pl.InputError, match="its names would never end"):
+        pl.save_hf(held, "nowhere")

@@ -86,13 +86,13 @@ def bring_back(module: nn.Module) -> str:
     the model was opened with a part of it on a disk, and then they cannot.
     """
     homes: dict[str, str] = {}
-    for path, child in module.named_modules(remove_duplicate=False):
+    for path, child in module.named_modules():
         hook: Any = vars(child).get("_hf_hook")
         for one in getattr(hook, "hooks", (hook,)):
             devices = getattr(one, "original_devices", {}) if getattr(one, "offload", False) else {}
             homes |= {f"{path}.{name}".lstrip("."): torch.device(device).type for name, device in devices.items()}
     listed = nn.Module.named_parameters, nn.Module.named_buffers  # torch's own: the module may have others
-    held = chain.from_iterable(of(module, remove_duplicate=False) for of in listed)
+    held = chain.from_iterable(of(module) for of in listed)
     away = {homes[name] for name, tensor in held if name in homes and tensor.is_meta}
     if not away:
         return ""
