@@ -166,7 +166,9 @@ MAKERS = {
     "tensor",
     "zeros",
 }
-STUDIES = ("attribution", "circuits", "corpus", "heads", "lens", "measure", "patching", "reproduce", "sae", "viewer")
+STUDIES = (
+    "attribution", "circuits", "compat", "corpus", "heads", "lens", "measure", "patching", "reproduce", "sae", "viewer",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -317,7 +317,7 @@ class HookedGeneration(HookedRootModule, Tokens):
 
 def _ids(tokens: Any, by: str, *, any_shape: bool = False) -> Tensor:
     try:
-        ids = torch.as_tensor(np.asarray(tokens) if isinstance(tokens, (list, tuple)) else tokens)
+        ids = tokens if isinstance(tokens, Tensor) else torch.as_tensor(np.asarray(tokens), device="cpu")
         if (any_shape or ids.dim() <= 2) and not ids.is_floating_point() and ids.dtype != torch.bool:
             return ids
     except (TypeError, ValueError, RuntimeError):

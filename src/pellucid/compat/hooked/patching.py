@@ -101,7 +101,7 @@ def _require_given(model: Any, tokens: Any, cache: Any, metric: Any) -> None:
 
 def _one_number(measured: Any) -> float:
     """What a metric returned."""
-    value = torch.as_tensor(measured).detach()
+    value = measured.detach() if isinstance(measured, Tensor) else torch.as_tensor(measured, device="cpu")
     if value.numel() != 1:
         raise ShapeError(
             f"patching_metric: a tensor {list(value.shape)} returned, expected one number.",
