@@ -346,6 +346,7 @@ def test_places_to_write_are_looked_at_before_the_work(
     assert result.exit_code == 4
     assert "[path-not-writable]" in result.stderr
     assert f"{words[-1]} " in result.stderr
+    assert ("file is not a folder" in result.stderr) == (path == "file/page.html")
     assert sorted(tmp_path.rglob("*")) == before
 
 

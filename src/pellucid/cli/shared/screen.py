@@ -117,12 +117,10 @@ def _problem(path: Path) -> str | None:
     try:
         if path.is_dir() or not path.name:
             return "it is a folder, expected the name of a file"
-        with suppress(FileNotFoundError, NotADirectoryError):
-            path.lstat()  # raises for a name that is too long for the system
         above = next(parent for parent in path.absolute().parents if parent.exists())
-        for part in path.absolute().relative_to(above).parts:  # which of them will be made
-            with suppress(FileNotFoundError):
-                (above / part).lstat()
+        for named in (path, *(above / part for part in path.absolute().relative_to(above).parts)):  # also what is made
+            with suppress(FileNotFoundError, NotADirectoryError):
+                named.lstat()  # raises for a name that is too long for the system
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         return getattr(error, "strerror", None) or str(error)
     if not above.is_dir():
