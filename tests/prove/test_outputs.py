@@ -80,9 +80,9 @@ def columns(make: Callable[..., nn.Module], model: pl.CkptedTransformer, *args: 
 
 
 class OverColumns(nn.Module):
-    """As torch's own examples are: positions before batch rows, ids that are viewed, and a mask from outside.
+    """As torch's own examples are: positions before batch rows, and values that are viewed.
 
-    The second norm of each block works on tokens in one axis.
+    Mask and positions come from outside. The second norm of each block works on tokens in one axis.
     """
 
     def __init__(self, model: pl.CkptedTransformer) -> None:
@@ -94,15 +94,15 @@ class OverColumns(nn.Module):
             block.ln2.register_forward_hook(lambda _, given, out: out.unflatten(0, (len(self.mask), -1)))
 
     def attend(self, attn: Any, x: Tensor, cache: Any = None) -> Tensor:
-        q, k, v = (part.unflatten(-1, (attn.heads, -1)).permute(1, 2, 0, 3) for part in attn.qkv_proj(x).chunk(3, -1))
+        projected = attn.qkv_proj(x.view(-1, x.size(-1))).view(*x.shape[:2], -1)
+        q, k, v = (part.unflatten(-1, (attn.heads, -1)).permute(1, 2, 0, 3) for part in projected.chunk(3, -1))
         z = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=~self.mask)
         return attn.output_proj(z.permute(2, 0, 1, 3).flatten(2))
 
-    def forward(self, src: Tensor, src_mask: Tensor) -> Tensor:
-        assert src_mask.shape == (len(src), len(src))
+    def forward(self, src: Tensor, src_mask: Tensor, positions: Tensor) -> Tensor:
+        assert (src_mask.shape, positions.shape) == ((len(src), len(src)), src.shape)
         self.mask = src_mask
-        places = self.inner.pos_embedding(torch.arange(len(src)))[:, None]
-        x = self.inner.token_embedding(src.view(-1)).view(*src.shape, -1) + places
+        x = self.inner.token_embedding(src.view(-1)).view(*src.shape, -1) + self.inner.pos_embedding(positions)
         return self.inner.ln(self.inner.blocks(x)) @ self.inner.token_embedding.weight.T
 
 
@@ -116,6 +116,20 @@ def test_texts_may_be_columns(inside: bool, ids: Tensor, small: pl.CkptedTransfo
     assert report.verdict == "equivalent", report
     assert "positions before batch rows, which is how it reads them" in " ".join(report.notes)
     assert ("given one [P, P], true where a key is hidden" in " ".join(report.notes)) == inside
+
+
+def test_what_is_measured_and_said_of_columns_beside_their_logits(small: pl.CkptedTransformer) -> None:
+    made = OverColumns(small).train()
+    made.inner.ln.register_forward_hook(lambda ln, _, out: nn.functional.dropout(out, 0.5, ln.training))
+    report = pl.compare(small, made, IDS)
+    assert "training mode, in which its logits are random" in " ".join(report.notes)
+    assert (report.sensitivity["mlp.W_in"] or 1) < 1e-6
+
+
+def test_a_model_of_ours_is_never_read_by_columns(small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, support.glass(**SMALL, seed=1), IDS[:1, :1])
+    assert report.verdict == "different"
+    assert "positions before batch rows" not in " ".join(report.notes)
 
 
 def test_texts_of_a_llama_may_be_columns() -> None:
