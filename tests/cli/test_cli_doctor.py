@@ -64,13 +64,15 @@ def test_tables_are_those_of_the_project() -> None:
     assert [extra for extra in extras if f"`pip install '.[{extra}]'`" not in page] == []
 
 
-def test_text(cli: Any) -> None:
+def test_text(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 1)
     result = cli("doctor")
     assert (result.exit_code, result.stderr) == (0, "")
     listed = result.stdout.splitlines()[1 : 3 + len(doctor.LIBRARIES)]
     assert [line.split()[0] for line in listed] == ["pellucid", "python", *doctor.LIBRARIES]
     for line in (f"torch            {metadata.version('torch')}", "intact: every file is the one that was shipped"):
         assert line in result.stdout
+    assert " on 1 core " in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 

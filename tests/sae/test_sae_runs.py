@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -278,6 +279,7 @@ def test_a_report_prints_and_takes_another_metric() -> None:
     report = pl.sae.evaluate(sae, model, RAGGED, metric=METRIC)
     lines = repr(report).splitlines()
     assert lines[0] == "40 features on 3 texts, 17 tokens"
+    assert repr(replace(report, features=1, texts=1, tokens=1)).startswith("1 feature on 1 text, 1 token\n")
     assert [line.split()[0] for line in lines[1:]] == ["L0", "dead", "explained", "logit", "recovered"]
     assert "with error" in lines[4]
     assert lines[4].endswith("(logits)")

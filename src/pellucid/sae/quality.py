@@ -11,6 +11,7 @@ import torch
 from pellucid.check import require_whole
 from pellucid.corpus.sink import Sink, feed
 from pellucid.errors import InputError
+from pellucid.html.listing import counted
 from pellucid.metrics import Metric, loss, measured, positions_of, units_of
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
@@ -58,9 +59,9 @@ class SaeReport:
     def __repr__(self) -> str:
         runs = ", ".join(f"{run} {value:.4g}" for run, value in self.metric.items())
         return "\n".join([
-            f"{self.features} features on {self.texts:,} texts, {self.tokens:,} tokens",
+            f"{counted(self.features, 'feature')} on {counted(self.texts, 'text')}, {counted(self.tokens, 'token')}",
             f"L0                  {self.l0:.4g} active features at a token",
-            f"dead                {len(self.dead)} features ({100 * len(self.dead) / self.features:.3g} %)",
+            f"dead                {counted(len(self.dead), 'feature')} ({100 * len(self.dead) / self.features:.3g} %)",
             f"explained variance  {self.explained_variance:.4g}",
             f"{self.metric_name:<19} {runs} ({self.units})",
             f"recovered           {self.recovered:.4g}",

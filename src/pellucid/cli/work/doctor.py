@@ -162,7 +162,7 @@ def _show(found: dict[str, Any]) -> None:
     for name, version in ({name: found[name] for name in ("pellucid", "python")} | found["versions"]).items():
         versions.add(name, version or Text("not installed", style="red"))
     device = found["device"]
-    cpu = f"cpu: {counted(device['cpu_threads'], 'thread')} on {device['cpu_cores']} cores"
+    cpu = f"cpu: {counted(device['cpu_threads'], 'thread')} on {counted(device['cpu_cores'] or 1, 'core')}"
     others = f"cuda: {', '.join(device['cuda']) or 'none'}   mps: {'yes' if device['mps'] else 'none'}"
     for extra in found["extras"]:
         if extra["missing"]:
