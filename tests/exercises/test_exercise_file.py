@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,23 @@ BAD = {
     "raises": ("def f():\n    1 / 0\n\nf()\n", "ZeroDivisionError: division by zero (f, line 2)", "file-raises"),
     "exits": ("import sys\nsys.exit(3)\n", "SystemExit: 3", "file-raises"),
     "asks": ("name = input('who?')\n", "EOFError: EOF when reading a line (<module>, line 1)", "file-raises"),
-    "ends the process": ("import os\nos._exit(5)\n", "ended with code 5", "file-raises"),
+    "ends the process": ("import os, sys\nos._exit(5 + len(sys.stdin.read()))\n", "ended with code 5", "file-raises"),
 }
 
 
+@pytest.fixture
+def _typed(tmp_path: Path) -> Iterator[None]:
+    """Something waits to be read by this process and by those that it starts, which should not read it."""
+    (tmp_path / "keyboard").write_text("yes", encoding="utf-8")
+    before = os.dup(0)
+    with (tmp_path / "keyboard").open() as keyboard:
+        os.dup2(keyboard.fileno(), 0)
+    yield
+    os.dup2(before, 0)
+    os.close(before)
+
+
+@pytest.mark.usefixtures("_typed")
 @pytest.mark.parametrize("name", BAD)
 def test_a_file_that_cannot_be_run_is_an_error_of_its_own(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
