@@ -227,8 +227,7 @@ def _until(evidence: Evidence) -> list[str]:
 def _explains(mistake: Suspect, evidence: Evidence) -> bool:
     """Whether a mistake accounts for everything: the logits and every point that the program shows."""
     made = _made(mistake, evidence, Span(evidence.runs.ids))
-    # What the program shows before the mistake is made.
-    before = {kind_of(p) for p in evidence.agreed if not _agree(made, evidence, (p,))}
+    before = {kind_of(p) for p in evidence.agreed if not _agree(made, evidence, (p,))}  # where the mistake is made
     return LOGITS in made and _agree(made, evidence, [*(p for p in evidence.shown if kind_of(p) not in before), LOGITS])
 
 

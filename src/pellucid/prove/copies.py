@@ -232,7 +232,7 @@ class _Widened(DispatchMode):
 _SINGLE = frozenset({torch.float32})
 
 
-@functools.cache  # torch describes an operation anew each time it is asked, which takes longer than most operations
+@functools.cache  # torch makes `_schema` anew whenever it is read, which takes longer than most operations
 def _is_view_or_in_place(operation: Any) -> bool:
     return any(argument.alias_info is not None for argument in operation._schema.arguments)
 

@@ -69,8 +69,9 @@ def _reload(audit: TieAudit, subject: Subject) -> Iterator[Problem]:
             remedy = "Write it as a dict, {target: source}, as transformers 5 does."
         elif _held_twice(audit):
             remedy = (
-                "Give each its own in a model that is built anew: own = type(model)(model.config).to(model.dtype); "
-                "own.load_state_dict(model.state_dict()); pl.save_hf(own, folder)"
+                "Build a new model, in which no parameters are shared, and save it: "
+                "own = type(model)(model.config).to(model.dtype); own.load_state_dict(model.state_dict()); "
+                "pl.save_hf(own, folder)"
             )
         else:
             remedy = f"Give the class a head that it knows: pl.replace_head(model, {_PLAIN_HEAD}, tie=True)."
