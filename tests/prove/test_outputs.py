@@ -106,7 +106,7 @@ class OverColumns(nn.Module):
         return self.inner.ln(self.inner.blocks(x)) @ self.inner.token_embedding.weight.T
 
 
-COLUMNS = [(False, IDS[:1]), (False, IDS[:1, :1]), (True, IDS), (True, IDS[:, :2])]
+COLUMNS = [(False, IDS[:1]), (False, IDS[:1, :1]), (False, IDS[:, :2]), (True, IDS), (True, IDS[:, :2])]
 """Whether a program works over columns inside, too, and ids."""
 
 
@@ -137,6 +137,15 @@ def test_texts_of_a_llama_may_be_columns() -> None:
     model = samples.glass("llama", num_hidden_layers=1)
     made = columns(lambda one: Returning(pl.to_hf(one), lambda out: out.logits), model)
     assert pl.compare(model, made, IDS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_may_come_of_columns(dtype: torch.dtype, small: pl.CkptedTransformer) -> None:
+    """As many texts as tokens do not show which axis is which."""
+    made = Returning(columns(course, small).to(dtype), lambda x: x.transpose(0, 1))
+    report = pl.compare(small, made, IDS[:, :2])
+    assert report, report
+    assert "the logits came with" not in " ".join(report.notes)
 
 
 def test_a_wrong_one_of_columns_is_told(small: pl.CkptedTransformer) -> None:

@@ -262,8 +262,9 @@ def _in_rows(found: Tensor, rows: tuple[int, int], *, turned: bool) -> tuple[Ten
     if outer == (p, b):
         return found.transpose(0, 1), TURNED
     if outer == (b * p,):
-        found = found.unflatten(0, (p, b)).transpose(0, 1) if turned else found.unflatten(0, (b, p))
-        return found, "the logits came with batch rows and positions in one axis"
+        if turned:
+            return found.unflatten(0, (p, b)).transpose(0, 1), TURNED
+        return found.unflatten(0, (b, p)), "the logits came with batch rows and positions in one axis"
     if outer == (b,):
         return found[:, None], "the logits came without an axis of positions"
     if outer == () and b == 1:

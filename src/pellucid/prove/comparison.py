@@ -96,22 +96,21 @@ class Comparison:
     def _trial(self, watched: WatchedModel, program: Program) -> Trial:
         """A trial of both on the caller's ids, which a program may read column by column."""
         precise, made, far = self._precise(program), None, self.ids.size(1) > 1
-        if isinstance(self.other, CkptedTransformer):
+        if watched is not program:  # a model of ours, which reads rows
             return Trial(self.reference, watched, program, self.ids, precise, self.given)
         with contextlib.suppress(Exception):  # it is raised below, unless columns help
-            made = Trial(self.reference, watched, program, self.ids, precise, self.given)
+            made = Trial(self.reference, program, program, self.ids, precise, self.given)
             if far and made.is_near:
                 return made
         over = replace(program, remarks={COLUMNS: None}, call=None, turned=True)
         columns, placed = reads_columns(over.plain, len(program.head))
         with contextlib.suppress(Exception):  # whatever a foreign forward raises
-            given = self.given and AsGiven(self.given.reference, replace(self.given.program, call=None, turned=True))
-            shown = over if watched is program else watched
-            again = Trial(self.reference, shown, over, self.ids, precise, given) if columns else None
+            given = self.given and self.given.turned()
+            again = Trial(self.reference, over, over, self.ids, precise, given) if columns else None
             self.turned = again is not None and (placed or (far and again.is_near))
             if again is not None and self.turned:
                 return again
-        return made or Trial(self.reference, watched, program, self.ids, precise, self.given)
+        return made or Trial(self.reference, program, program, self.ids, precise, self.given)
 
     def _program(self) -> Program:
         """The other program, and the reference, in the dtypes in which they are compared."""

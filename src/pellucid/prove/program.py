@@ -193,17 +193,18 @@ class Program:
         return f"{where}{type(error).__name__}: {first}{guesses(self.loan.module)}"
 
     def _output(self, module: nn.Module, ids: Tensor) -> Any:
-        ids = self._taken_by(module, ids)
+        taken = self._taken_by(module, ids)
         if self.call is None:
-            self.call, words, output = working_call(module, ids, turned=self.turned)
+            self.call, words, output = working_call(module, taken, turned=self.turned)
             self.remarks |= {words: None} if words else {}
-            if 1 < ids.size(0) == ids.size(1) and not self.turned:
+            if 1 < ids.size(0) == ids.size(1):
                 with contextlib.suppress(Exception):  # whatever a foreign forward raises: it may take one shape
-                    self._logits(self.call(module, own(ids[:1])), ids[:1])  # which axis is which, as a remark
+                    one = ids[:1]
+                    self._logits(self.call(module, own(self._taken_by(module, one))), one)  # a remark says its axes
             return output
-        given = own(ids)
+        given = own(taken)
         output = self.call(module, given)
-        self.writes_into_ids |= not torch.equal(given, ids)
+        self.writes_into_ids |= not torch.equal(given, taken)
         return output
 
     def _taken_by(self, module: nn.Module, ids: Tensor) -> Tensor:
@@ -215,7 +216,7 @@ class Program:
         if isinstance(self.loan.module, CkptedTransformer):  # all of its vocabulary: it says how long that is
             return output.detach().clone()
         b, p = ids.shape
-        turned = self.turned or TURNED in self.remarks
+        turned = TURNED in self.remarks or (self.turned and b != p)  # square ids do not show it
         answer = read_answer(output, (b, p), self.head, headless=is_headless(self.loan.module), turned=turned)
         self.remarks |= dict.fromkeys(answer.remarks)
         return answer.values.detach().clone()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -298,6 +298,10 @@ class AsGiven:
 
     reference: CkptedTransformer  # the caller's
     program: Program  # the caller's other one
+
+    def turned(self) -> AsGiven:
+        """The same, with a program that is given ids [P, B]; what its outputs are like is noticed anew."""
+        return replace(self, program=replace(self.program, remarks={}, call=None, turned=True))
 
     def logits(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """What the reference and the other program give, each in its own dtype; an error if one gives no logits."""
