@@ -258,6 +258,10 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: patching.normalized(_sweep(h).drop_attrs()), "pl.patching.sweep, path or ablate",
              lambda h: [patching.normalized(_sweep(h)), patching.normalized(_ablate(h)),
                         patching.normalized(_path(h))]),
+        *(Case(lambda h, verb=verb, before=before: verb(before(_two(h))), "pl.patching.sweep, path or ablate",
+               lambda h, verb=verb: verb(_two(h)))
+          for verb in (patching.normalized, patching.effect_sizes)
+          for before in (patching.normalized, patching.effect_sizes)),
         Case(lambda h: patching.effect_sizes(_two(h).drop_attrs()), "pl.patching.sweep, path or ablate",
              lambda h: patching.effect_sizes(_two(h))),
         *(Case(lambda h, verb=verb: verb(_two(h).values), "pl.patching.sweep, path or ablate",

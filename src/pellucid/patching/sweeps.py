@@ -161,6 +161,10 @@ def estimate_sweep(
     return SweepCost(len(trials), len(batches), kept, most)
 
 
+_SHARE, _DEVIATIONS = "share of", "standard deviations"
+"""The units of arrays that are no more in those of their metric."""
+
+
 def normalized(swept: xarray.DataArray) -> xarray.DataArray:
     """Return a sweep on the scale on which 0 is the corrupted run and 1 the clean one.
 
@@ -195,7 +199,7 @@ def normalized(swept: xarray.DataArray) -> xarray.DataArray:
         )
     values = ((_metric(swept, by) - nothing) / span).transpose(*swept.dims).values
     unchanged = float("how" in swept.attrs or swept.attrs.get("direction") == "noise")
-    return swept.copy(data=values).assign_attrs(units=f"share of {sides[0]} - {sides[1]}", unchanged=unchanged)
+    return swept.copy(data=values).assign_attrs(units=f"{_SHARE} {sides[0]} - {sides[1]}", unchanged=unchanged)
 
 
 def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
@@ -228,7 +232,7 @@ def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
     side = _base(attrs)
     effects = _metric(swept, "effect_sizes") - _plain(swept, side, "effect_sizes")
     sizes = effects.mean(_BATCH) / effects.std(_BATCH, ddof=1)
-    return sizes.rename(swept.name).assign_attrs(attrs, units="standard deviations", unchanged=0.0)
+    return sizes.rename(swept.name).assign_attrs(attrs, units=_DEVIATIONS, unchanged=0.0)
 
 
 def _base(attrs: Mapping[Any, Any]) -> str:
@@ -244,6 +248,9 @@ def _metric(swept: xarray.DataArray, by: str) -> xarray.DataArray:
 def _attrs(swept: xarray.DataArray, by: str) -> Mapping[Any, Any]:
     if not isinstance(swept, need("xarray", "pellucid.patching").DataArray):
         raise _no_sweep(f"{by}: {type(swept).__name__} given, expected a labelled array.")
+    units = str(swept.attrs.get("units"))
+    if units.startswith(_SHARE) or units == _DEVIATIONS:
+        raise _no_sweep(f"{by}: an array in {units}, expected one in the units of its metric.")
     return swept.attrs
 
 
